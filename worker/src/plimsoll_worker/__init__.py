@@ -1,0 +1,1 @@
+"""The inference engine that Plimsoll's worker pods run."""
