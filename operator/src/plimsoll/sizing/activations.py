@@ -1,0 +1,44 @@
+"""Peak bytes of one forward pass besides weights and KV cache.
+
+Two peaks are counted: inside a layer, where a chunk of `tokens` passes attention or the MLP, and at the end,
+where the rows that are sampled become logits. They do not overlap in time, but the residual stream lives
+through both; the sum is taken, because the allocator does not hand the blocks of one to the other.
+"""
+
+from __future__ import annotations
+
+from plimsoll.model.facts import ModelFacts
+from plimsoll.sizing.parallel import kv_heads_per_rank
+from plimsoll_worker.launch import Precision
+
+RESIDUAL_COPIES = 2
+"""The residual stream and its normed copy are alive together."""
+MLP_COPIES = 3
+"""gate, up and their product."""
+SAMPLING_BYTES = 4 + 4
+"""Per logit: FP32 logits and probabilities, besides the logits in the compute precision."""
+
+
+def layer_peak(facts: ModelFacts, *, tokens: int, precision: Precision, tensor: int) -> tuple[int, str]:
+    """Bytes alive inside the widest layer for `tokens` tokens on one rank, and the formula with its numbers.
+
+    tokens × width × (2 × hidden + max(q + k + v + attention output, 3 × intermediate)).
+    """
+    heads = facts.heads // tensor
+    attention = max(
+        (2 * heads * layer.key_dim) + kv_heads_per_rank(layer, tensor) * (layer.key_dim + layer.value_dim)
+        for layer in facts.layers
+    )
+    mlp = MLP_COPIES * facts.intermediate // tensor
+    size = tokens * precision.bytes * (RESIDUAL_COPIES * facts.hidden + max(attention, mlp))
+    formula = (
+        f"{tokens} tokens × {precision.bytes} B × ({RESIDUAL_COPIES} × {facts.hidden} hidden"
+        f" + max({attention} attention, {mlp} MLP))"
+    )
+    return size, formula
+
+
+def logits_peak(facts: ModelFacts, *, rows: int, precision: Precision) -> tuple[int, str]:
+    """Bytes of logits and sampling for `rows` sequences; the whole vocabulary is gathered on one rank."""
+    per_logit = precision.bytes + SAMPLING_BYTES
+    return rows * facts.vocab * per_logit, f"{rows} sequences × {facts.vocab} vocabulary × {per_logit} B"

@@ -1,0 +1,79 @@
+"""Bytes of the KV cache by layer class.
+
+Full attention keeps every token; a sliding window keeps window − 1 past tokens and what is in flight. Grouped
+queries keep one K and V head per group, and a rank never holds less than one head, so more tensor parallelism
+than KV heads stops saving. Sequences fill whole blocks of the paged pool, so each is rounded up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from plimsoll.model.facts import LayerClass, ModelFacts
+from plimsoll.sizing.parallel import kv_heads_per_rank
+from plimsoll_worker.launch import Precision
+
+BLOCK_TOKENS = 16
+"""Tokens in a KV block unless the launch says otherwise."""
+
+
+def layer_bytes_per_token(layer: LayerClass, precision: Precision, tensor: int = 1) -> int:
+    """K and V of one token in one layer on one rank, bytes."""
+    return kv_heads_per_rank(layer, tensor) * (layer.key_dim + layer.value_dim) * precision.bytes
+
+
+def bytes_per_token(facts: ModelFacts, precision: Precision) -> int:
+    """What one more token of context costs over all layers, unsharded; layers with a window are bounded
+    instead."""
+    return sum(
+        layer.count * layer_bytes_per_token(layer, precision)
+        for layer in facts.layers
+        if layer.window is None
+    )
+
+
+def bounded_bytes_per_sequence(facts: ModelFacts, precision: Precision) -> int:
+    """What is bounded per sequence, unsharded: sliding windows at full width."""
+    return sum(
+        layer.count * layer.window * layer_bytes_per_token(layer, precision)
+        for layer in facts.layers
+        if layer.window is not None
+    )
+
+
+def pool_tokens(*, context: int, sequences: int, kv_tokens: int | None, block: int) -> int:
+    """Tokens a pool of full-attention layers must hold: every sequence at full length, or `kv_tokens` in all.
+
+    Never less than one sequence of `context`, and always whole blocks.
+    """
+    longest = _whole_blocks(context, block)
+    return sequences * longest if kv_tokens is None else max(longest, _whole_blocks(kv_tokens, block))
+
+
+def window_tokens(*, window: int, sequences: int, batched_tokens: int, pool: int, block: int) -> int:
+    """Tokens a pool of sliding-window layers must hold.
+
+    Each sequence keeps window − 1 past tokens, which may straddle one block more than they fill; the tokens
+    in flight are shared by all sequences of a batch (vLLM's SlidingWindowSpec counts them per sequence).
+    Never more than full attention would hold.
+    """
+    bounded = sequences * (_whole_blocks(window - 1, block) + block) + _whole_blocks(batched_tokens, block)
+    return min(pool, bounded)
+
+
+def tokens_in_pool(
+    layers: Iterable[LayerClass],
+    pool_bytes: int,
+    precision: Precision,
+    *,
+    tensor: int = 1,
+    block: int = BLOCK_TOKENS,
+) -> int:
+    """Tokens that `pool_bytes` hold on one rank, in whole blocks. Every layer is taken at full attention, so
+    the answer is a floor for models with windows."""
+    per_token = sum(layer.count * layer_bytes_per_token(layer, precision, tensor) for layer in layers)
+    return pool_bytes // (per_token * block) * block
+
+
+def _whole_blocks(tokens: int, block: int) -> int:
+    return -(-tokens // block) * block

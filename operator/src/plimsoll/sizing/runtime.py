@@ -1,0 +1,83 @@
+"""Bytes that no closed form gives: context, libraries, collectives, allocator. Named constants with their
+measurement.
+
+They are replaced by a measured profile where one exists. Until then they lean to the larger of what was
+measured: a prediction that is too low costs an out-of-memory, one that is too high a few tokens of cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from plimsoll_worker.launch import Device
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConstants:
+    """What a device pays besides the model, bytes."""
+
+    context: int
+    """GPU: CUDA context and driver reserve. CPU: interpreter and libraries, resident."""
+    libraries: int
+    """GPU: cuBLAS workspace and modules, attention and Triton kernels."""
+    collectives_pair: int
+    """NCCL buffers of a group of two ranks."""
+    collectives_group: int
+    """NCCL buffers of a group of more than two."""
+    cuda_graphs: int
+    weight_slack_permille: int
+    """Allocator rounding over many weight tensors."""
+    activation_slack_percent: int
+    """Temporaries and allocator blocks over the closed form of the activations."""
+
+    def communication(self, tensor: int, pipeline: int) -> int:
+        """Bytes of communication buffers on a rank: one group for tensor, one for pipeline neighbours."""
+        tensor_group = 0 if tensor == 1 else self.collectives_pair if tensor == 2 else self.collectives_group
+        return tensor_group + (self.collectives_pair if pipeline > 1 else 0)
+
+
+GPU = RuntimeConstants(
+    # H100 and H200, torch 2.11.0+cu130, driver 580, 2026-11: NVML after the first tensor 621 MiB; driver
+    # reserve at idle 480 MiB (H100) and 615 MiB (H200), which counts against the line. Again: nvidia-smi
+    # before and after torch.zeros.
+    context=(621 + 615) * MIB,
+    # Same machines: +162 MiB after the first BF16 matmul (cuBLAS workspace and modules), +28 MiB after the
+    # first SDPA. 100 MiB for Triton kernels is an upper bound from published logs, not measured here.
+    libraries=(162 + 28 + 100) * MIB,
+    # Published, A100, NCCL 2.18 (2023): 544 MiB with two GPUs, 688 MiB with more, per group. Not measured
+    # here.
+    collectives_pair=544 * MIB,
+    collectives_group=688 * MIB,
+    # This engine version captures no graphs.
+    cuda_graphs=0,
+    # H100: 14.96 GiB of weights took 14.99 GiB of allocator blocks (2 ‰); the next round number above.
+    weight_slack_permille=4,
+    # H100, Llama-3.1-8B shape: 8192 tokens of prefill took 932 MiB over weights and KV, the closed form says
+    # 800.
+    activation_slack_percent=20,
+)
+
+CPU = RuntimeConstants(
+    # Resident size of the interpreter with torch and the server imported, before any weight. See
+    # docs/sizing.md.
+    context=450 * MIB,
+    libraries=0,
+    collectives_pair=0,
+    collectives_group=0,
+    cuda_graphs=0,
+    weight_slack_permille=4,
+    activation_slack_percent=20,
+)
+
+
+def runtime_constants(device: Device) -> RuntimeConstants:
+    """The shipped constants for a kind of device."""
+    return GPU if device is Device.GPU else CPU
+
+
+def line(total_bytes: int, headroom_percent: int) -> int:
+    """The most bytes of a device that may be in use: floor(total × (100 − headroom) / 100)."""
+    return total_bytes * (100 - headroom_percent) // 100
