@@ -1,0 +1,110 @@
+"""LLMDeployment `plimsoll.dev/v1alpha1`: the resource as typed, frozen models.
+
+These models are the source of the CustomResourceDefinition (`python -m plimsoll.api.crd` writes `crds/`):
+docstrings become the descriptions that `kubectl explain` prints, constraints become the schema that the API
+server enforces, rules stand beside the model they guard. The schema holds only fields that work today; it
+grows with the program.
+
+    fields   the vocabulary: checked text, quantities, rules
+    spec     what a user asks for
+    status   what the operator found, decided and measured
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from plimsoll.api.v1alpha1.fields import Model, Quantity
+from plimsoll.api.v1alpha1.spec import (
+    Accelerators,
+    ContainerResources,
+    Engine,
+    EnvVar,
+    HuggingFaceSource,
+    LLMDeploymentSpec,
+    LocalObjectReference,
+    ModelSource,
+    PersistentVolumeClaimSource,
+    Placement,
+    PlanMode,
+    PlanPolicy,
+    PodTemplate,
+    Quantization,
+    Rollout,
+    SecretKeyRef,
+    ServiceSpec,
+    Toleration,
+    WeightsPrecision,
+    Workload,
+)
+from plimsoll.api.v1alpha1.status import (
+    Condition,
+    LastFailure,
+    LLMDeploymentStatus,
+    MeasuredStage,
+    ModelStatus,
+    PlanPlacement,
+    PlanStatus,
+    RejectedOption,
+    ReplicaStatus,
+    StageMemory,
+)
+
+GROUP = "plimsoll.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "LLMDeployment"
+PLURAL = "llmdeployments"
+MAX_NAME_LENGTH = 40
+
+
+class LLMDeployment(Model):
+    """A large language model, served: the operator computes its memory, chooses precision, GPUs and nodes."""
+
+    spec: LLMDeploymentSpec
+    """What to serve."""
+    status: LLMDeploymentStatus = Field(default_factory=LLMDeploymentStatus)
+    """What is."""
+
+
+__all__ = [
+    "API_VERSION",
+    "GROUP",
+    "KIND",
+    "MAX_NAME_LENGTH",
+    "PLURAL",
+    "VERSION",
+    "Accelerators",
+    "Condition",
+    "ContainerResources",
+    "Engine",
+    "EnvVar",
+    "HuggingFaceSource",
+    "LLMDeployment",
+    "LLMDeploymentSpec",
+    "LLMDeploymentStatus",
+    "LastFailure",
+    "LocalObjectReference",
+    "MeasuredStage",
+    "Model",
+    "ModelSource",
+    "ModelStatus",
+    "PersistentVolumeClaimSource",
+    "Placement",
+    "PlanMode",
+    "PlanPlacement",
+    "PlanPolicy",
+    "PlanStatus",
+    "PodTemplate",
+    "Quantity",
+    "Quantization",
+    "RejectedOption",
+    "ReplicaStatus",
+    "Rollout",
+    "SecretKeyRef",
+    "ServiceSpec",
+    "StageMemory",
+    "Toleration",
+    "WeightsPrecision",
+    "Workload",
+]
