@@ -1,8 +1,8 @@
 """Slim frozen views of Nodes, Pods and volumes: what planning reads, and nothing else.
 
-Informers hand over objects of the API server, the command line hands over saved YAML; both become these views through
-`inventory.nodes`, so the planner runs on the very same input. Whole API objects were rejected: a pod takes about 40 KB.
-Amounts: CPU in millicores, memory and storage in bytes, extended resources in units.
+Informers hand over objects of the API server, the command line hands over saved YAML; both become these views
+through `inventory.nodes`, so the planner runs on the very same input. Whole API objects were rejected: a pod
+takes about 40 KB. Amounts: CPU in millicores, memory and storage in bytes, extended resources in units.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Resources:
     memory_bytes: int = 0
     ephemeral_bytes: int = 0
     pods: int = 0
-    extended: Mapping[str, int] = EMPTY
+    extended: Mapping[str, int] = field(default_factory=lambda: EMPTY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,15 @@ class NodeView:
     unschedulable: bool
     ready: bool
     allocatable: Resources
-    annotations: Mapping[str, str] = NO_LABELS
+    annotations: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
+    problems: tuple[str, ...] = ()
+    """What could not be read, field and value named; the amount counts as none."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodView:
-    """A pod that is not finished. `requests` are effective: init containers, sidecars and overhead are in it."""
+    """A pod that is not finished. `requests` are effective: init containers, sidecars and overhead are in
+    it."""
 
     namespace: str
     name: str
@@ -58,8 +61,10 @@ class PodView:
     phase: str
     terminating: bool
     requests: Resources
-    labels: Mapping[str, str] = NO_LABELS
+    labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
     owner_uid: str = ""
+    claims: tuple[str, ...] = ()
+    """PersistentVolumeClaims of its namespace that it mounts."""
 
 
 @dataclass(frozen=True, slots=True)

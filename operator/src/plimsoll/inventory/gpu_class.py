@@ -1,0 +1,36 @@
+"""What a kind of GPU on a node is: the answer of the label readers, the question of the planner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Sharing(StrEnum):
+    """How the units of a resource relate to whole GPUs."""
+
+    NONE = "None"
+    TIME_SLICING = "TimeSlicing"
+    MPS = "MPS"
+    MIG = "MIG"
+    HAMI = "HAMi"
+    UNKNOWN = "Unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class GPUClass:
+    """GPUs of one kind on one node."""
+
+    vendor: str
+    product: str
+    memory_bytes: int
+    """Of one GPU (of one slice under MIG), as NVML would tell it; 0 when unknown."""
+    compute_capability: tuple[int, int] | None
+    resource_name: str
+    total: int
+    """Units of `resource_name` that the node allocates."""
+    sharing: Sharing
+    usable: bool
+    """Whole and exclusive, and everything the planner needs is known."""
+    reason: str = ""
+    """Why it is not usable, with the label named; empty when it is."""
