@@ -1,7 +1,7 @@
 """The vocabulary that the resource's fields are written in: checked text, quantities, rules, list types.
 
 Every check stands in one place and works twice: pydantic applies it when the command line reads a manifest
-from a file, and the CRD generator hands it to the API server as a CEL rule. A CRD's own `pattern` was rejected
+from a file, the CRD generator hands it to the API server as a CEL rule. A CRD's own `pattern` was rejected
 for text that people write: it can only answer "should match '^[a-z]…$'", a rule carries a sentence that says
 what to write.
 """

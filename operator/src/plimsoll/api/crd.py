@@ -1,0 +1,289 @@
+"""Writes the CustomResourceDefinition from the pydantic models: `python -m plimsoll.api.crd [--check] [DIR]`.
+
+A CRD takes less than JSON Schema: no references, no null, no titles, no `additionalProperties: false` beside
+properties. So pydantic's schema is rewritten key by key, and a key that this module does not know stops it:
+what cannot be said to the API server must not vanish silently. A CRD written by hand was rejected because the
+two would drift; existing generators because they know neither rules with messages nor nested defaults.
+
+What the models say becomes what the server does:
+  docstrings              descriptions, which `kubectl explain` prints
+  constraints             the schema
+  RULES and Matches       CEL rules with a message
+  defaults of the spec    defaults, nested, so that six lines are stored whole; empty ones are left out
+  defaults of the status  nothing: status holds only what the operator wrote
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from plimsoll.api.v1alpha1 import GROUP, KIND, MAX_NAME_LENGTH, PLURAL, VERSION, LLMDeployment, Model
+from plimsoll.api.v1alpha1.fields import INT_OR_STRING, VALIDATIONS
+
+FILE_NAME = f"{PLURAL}.{GROUP}.yaml"
+DIRECTORIES = (Path("crds"), Path("charts/plimsoll-crds/templates"))
+"""Where the file is committed, the same bytes: for `kubectl apply`, and as the template of the CRD chart."""
+
+HEADER = "# Written by `python -m plimsoll.api.crd` from operator/src/plimsoll/api/v1alpha1; edit that.\n"
+
+COPIED = (
+    "description",
+    "type",
+    "format",
+    INT_OR_STRING,
+    "enum",
+    "pattern",
+    "minimum",
+    "maximum",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "minProperties",
+    "maxProperties",
+    "required",
+    "x-kubernetes-list-type",
+    "x-kubernetes-list-map-keys",
+    VALIDATIONS,
+)
+"""In the order in which they are written."""
+
+DROPPED = frozenset(
+    {"title", "propertyNames", "default", "additionalProperties", "$ref", "$defs", "const", "anyOf"}
+)
+"""Without a counterpart (title; keys of maps are checked by rules), or treated one by one below."""
+
+NAME_RULE = {
+    "rule": f"self.metadata.name.matches('^[a-z]([-a-z0-9]{{0,{MAX_NAME_LENGTH - 2}}}[a-z0-9])?$')",
+    "message": f"metadata.name also names Services and pods: write at most {MAX_NAME_LENGTH} lower case "
+    "letters, digits and '-', beginning with a letter and ending with a letter or digit",
+    "fieldPath": ".metadata.name",
+}
+
+PRINTER_COLUMNS = (
+    (
+        "Ready",
+        "string",
+        0,
+        '.status.conditions[?(@.type=="Ready")].status',
+        "Whether all replicas of this generation answer.",
+    ),
+    ("Reason", "string", 0, '.status.conditions[?(@.type=="Ready")].reason', "Why, in one word."),
+    (
+        "Model",
+        "string",
+        0,
+        ".spec.model['huggingFace.repo','persistentVolumeClaim.path','persistentVolumeClaim.claimName']",
+        "The repository, or the path on the volume, or the claim.",
+    ),
+    ("Plan", "string", 0, ".status.plans[0].summary", "Precision, shards and devices."),
+    ("Replicas", "integer", 0, ".spec.replicas", "Replicas asked for."),
+    ("Serving", "integer", 0, ".status.readyReplicas", "Replicas that answer."),
+    ("Age", "date", 0, ".metadata.creationTimestamp", "Time since creation."),
+    ("URL", "string", 1, ".status.url", "Address of the OpenAI API inside the cluster."),
+    ("Message", "string", 1, '.status.conditions[?(@.type=="Ready")].message', "Why, in a sentence."),
+)
+
+
+class SchemaError(Exception):
+    """A model uses something of JSON Schema that a CRD cannot say; the message names it."""
+
+
+class _WithRules(GenerateJsonSchema):
+    """pydantic's generator, plus the RULES of each model, which only the class knows."""
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        written = super().model_schema(schema)
+        rules = schema["cls"].RULES if issubclass(schema["cls"], Model) else ()
+        if rules:
+            written[VALIDATIONS] = [{"rule": rule.cel, "message": rule.message} for rule in rules]
+        return written
+
+
+def structural(node: Mapping[str, Any], definitions: Mapping[str, Any], *, defaults: bool) -> dict[str, Any]:
+    """One node of pydantic's schema as a CRD takes it. Raises SchemaError for what a CRD cannot say."""
+    node = _resolved(node, definitions)
+    if unknown := node.keys() - {*COPIED, "properties", "items"} - DROPPED:
+        raise SchemaError(
+            f"{sorted(unknown)} in {dict(node)}: say how a CRD expresses it, in {__name__}.structural"
+        )
+
+    out = {key: node[key] for key in COPIED if key in node}
+    if "description" in out:
+        out["description"] = " ".join(out["description"].split())
+    if "const" in node:
+        out["enum"] = [node["const"]]
+    if out.get("type") == "integer":
+        out["format"] = "int64"
+    if out.get(INT_OR_STRING):
+        out.pop("type")
+    if defaults and node.get("default") not in (None, "", [], {}):
+        out["default"] = node["default"]
+    if "items" in node:
+        out["items"] = structural(node["items"], definitions, defaults=defaults)
+    if isinstance(node.get("additionalProperties"), Mapping):
+        out["additionalProperties"] = structural(node["additionalProperties"], definitions, defaults=defaults)
+    if "properties" in node:
+        out["properties"] = {
+            name: structural(child, definitions, defaults=defaults)
+            for name, child in node["properties"].items()
+        }
+        if defaults:
+            _open_defaults(out)
+    return out
+
+
+def _resolved(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    """`node` with its reference put in place and "or null" taken off: absence is how Kubernetes says null."""
+    if "anyOf" in node:
+        others = [option for option in node["anyOf"] if option != {"type": "null"}]
+        if len(others) != 1:
+            raise SchemaError(
+                f"a union of {len(others)} types in {dict(node)}: "
+                "use one object with optional fields and a rule"
+            )
+        node = {**others[0], **{key: value for key, value in node.items() if key != "anyOf"}}
+    if "$ref" in node:
+        target = definitions[node["$ref"].removeprefix("#/$defs/")]
+        return _resolved(
+            {**target, **{key: value for key, value in node.items() if key != "$ref"}}, definitions
+        )
+    return dict(node)
+
+
+def _open_defaults(parent: dict[str, Any]) -> None:
+    """The server fills defaults only inside objects that exist: optional ones that hold some get `{}`."""
+    for name, child in parent["properties"].items():
+        if (
+            child.get("type") == "object"
+            and name not in parent.get("required", ())
+            and _complete_by_itself(child)
+        ):
+            child["default"] = {}
+
+
+def _complete_by_itself(node: Mapping[str, Any]) -> bool:
+    """Whether an empty object is valid and would be filled."""
+    return not node.get("required") and any(
+        "default" in child for child in node.get("properties", {}).values()
+    )
+
+
+def open_api_schema() -> dict[str, Any]:
+    raw = LLMDeployment.model_json_schema(by_alias=True, schema_generator=_WithRules)
+    definitions = raw["$defs"]
+    return {
+        "type": "object",
+        "description": " ".join(raw["description"].split()),
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string", "description": f"{GROUP}/{VERSION}."},
+            "kind": {"type": "string", "description": f"{KIND}."},
+            "metadata": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 253}}},
+            "spec": structural(raw["properties"]["spec"], definitions, defaults=True),
+            "status": structural(raw["properties"]["status"], definitions, defaults=False),
+        },
+        VALIDATIONS: [NAME_RULE],
+    }
+
+
+def custom_resource_definition() -> dict[str, Any]:
+    """The CRD of LLMDeployment as a plain object."""
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": f"{PLURAL}.{GROUP}",
+            # With the CRD go all LLMDeployments and all their pods: removing the chart must not remove it.
+            "annotations": {"helm.sh/resource-policy": "keep"},
+        },
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": KIND,
+                "listKind": f"{KIND}List",
+                "plural": PLURAL,
+                "singular": PLURAL.removesuffix("s"),
+                "shortNames": ["llmdep"],
+                "categories": ["plimsoll"],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {
+                        "status": {},
+                        "scale": {
+                            "specReplicasPath": ".spec.replicas",
+                            "statusReplicasPath": ".status.replicas",
+                            "labelSelectorPath": ".status.selector",
+                        },
+                    },
+                    "additionalPrinterColumns": [
+                        {
+                            "name": name,
+                            "type": kind,
+                            "priority": priority,
+                            "jsonPath": path,
+                            "description": text,
+                        }
+                        for name, kind, priority, path, text in PRINTER_COLUMNS
+                    ],
+                    "schema": {"openAPIV3Schema": open_api_schema()},
+                }
+            ],
+        },
+    }
+
+
+def rendered() -> str:
+    """The CRD as the text of its file, the same on every machine."""
+    whole = json.loads(json.dumps(custom_resource_definition()))  # nothing shared: YAML would write anchors
+    text = HEADER + yaml.safe_dump(whole, sort_keys=False, width=110, allow_unicode=True)
+    if "{{" in text:
+        raise SchemaError("'{{' in a description: Helm would read it as a template; write it in other words")
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the file, or with --check say which copies differ. Returns the exit code: 1 when one differs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m plimsoll.api.crd", description="Write the CRD from the models."
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 when a file is not what would be written"
+    )
+    parser.add_argument(
+        "directories", nargs="*", type=Path, metavar="DIR", help=f"default: {' '.join(map(str, DIRECTORIES))}"
+    )
+    options = parser.parse_args(arguments)
+
+    text = rendered()
+    stale = False
+    for directory in options.directories or DIRECTORIES:
+        path = directory / FILE_NAME
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale = True
+        if options.check:
+            print(f"{path} is not what the models say: run `python -m plimsoll.api.crd`", file=sys.stderr)
+        else:
+            directory.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {path}")
+    return 1 if stale and options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
