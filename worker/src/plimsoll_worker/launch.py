@@ -43,7 +43,11 @@ class Wire(BaseModel):
     """Base of everything on the wire: frozen, camelCase, unknown fields refused."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
     )
 
     def to_json(self) -> str:
@@ -187,7 +191,9 @@ class Launch(Wire):
         """Parse `PLIMSOLL_LAUNCH`. Raises LaunchError that names the first wrong field."""
         raw = (os.environ if environ is None else environ).get(LAUNCH_ENV)
         if not raw:
-            raise LaunchError(f"environment variable {LAUNCH_ENV} is not set: the operator writes it into worker pods")
+            raise LaunchError(
+                f"environment variable {LAUNCH_ENV} is not set: the operator writes it into worker pods"
+            )
         try:
             return cls.model_validate_json(raw)
         except ValidationError as error:

@@ -1,0 +1,66 @@
+"""What a model on disk can do for the loader, whatever its format, and how the format is recognised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from plimsoll_worker.config import ModelConfig
+from plimsoll_worker.errors import ModelNotFound
+from plimsoll_worker.loading.tokenizer import Tokenizer
+
+
+class Checkpoint(Protocol):
+    """A model's files, opened. Tensor names are those of `plimsoll_worker.models.llama`."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        ...
+
+    def names(self) -> Sequence[str]:
+        """Every tensor that belongs to the model."""
+        ...
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor on the CPU, in memory of its own: FP32, FP16 or BF16.
+
+        Raises ModelUnreadable and ModelUnsupported, naming file and tensor.
+        """
+        ...
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that comes with the model. Raises ModelNotFound, ModelUnreadable, ModelUnsupported."""
+        ...
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a GGUF file, a folder with one GGUF file, or a folder with config.json and safetensors.
+
+    Raises ModelNotFound, ModelUnreadable, ModelUnsupported.
+    """
+    from plimsoll_worker.loading.gguf import GgufCheckpoint
+    from plimsoll_worker.loading.safetensors import SafetensorsCheckpoint
+
+    if not path.exists():
+        raise ModelNotFound(f"{path}: no such file or folder; the launch's modelPath must point at the model")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelNotFound(
+                f"{path}: found a file, expected *.gguf or a folder with config.json and *.safetensors"
+            )
+        return GgufCheckpoint(path)
+    if (path / "config.json").exists():
+        return SafetensorsCheckpoint(path)
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return GgufCheckpoint(files[0])
+    if files:
+        raise ModelNotFound(
+            f"{path}: found {len(files)} GGUF files ({', '.join(file.name for file in files[:4])}); "
+            "let modelPath name one of them"
+        )
+    raise ModelNotFound(f"{path}: found neither config.json nor a *.gguf file in this folder")
