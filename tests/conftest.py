@@ -1,0 +1,175 @@
+"""One real cluster for the whole test run, and what every test that talks to it needs.
+
+A machine that cannot run a tier (no root, no Linux) does not skip it quietly: the run names the tier and fails, unless
+PLIMSOLL_ALLOW_MISSING_TIERS says that this is known.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, TypeVar
+
+import pytest
+import yaml
+
+from dev.cluster import lifecycle
+from dev.cluster.description import Cluster, load
+
+T = TypeVar("T")
+POLL_SECONDS = 0.1
+ALLOW_MISSING = "PLIMSOLL_ALLOW_MISSING_TIERS"
+USE_RUNNING = "PLIMSOLL_TEST_CLUSTER"
+
+_MISSING = pytest.StashKey[dict[str, str]]()
+_FAILED = pytest.StashKey[bool]()
+
+
+def has_real_node() -> bool:
+    """Whether this machine can run a kubelet: as root, on Linux."""
+    return sys.platform == "linux" and os.geteuid() == 0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_MISSING] = {}
+    # A terminated run must end its cluster too; pytest does that for Ctrl-C, so make both the same.
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(_signum: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("node") and not has_real_node():
+        reason = "needs a real kubelet: root on Linux"
+        item.config.stash[_MISSING]["node"] = reason
+        pytest.skip(reason)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for tier, reason in config.stash[_MISSING].items():
+        terminalreporter.write_line(
+            f"TIER NOT RUN: {tier} ({reason}); {ALLOW_MISSING}=1 accepts that", red=True
+        )
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if session.config.stash[_MISSING] and not os.environ.get(ALLOW_MISSING) and exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report: pytest.TestReport = yield  # type: ignore[misc]
+    item.stash[_FAILED] = item.stash.get(_FAILED, False) or report.failed
+    return report  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A real cluster: API server, scheduler, controllers, kwok, and a real node where this machine can run one."""
+    given = os.environ.get(USE_RUNNING)
+    if given:
+        yield load(given)
+        return
+    name = f"test-{os.getpid()}"
+    try:
+        yield lifecycle.up(
+            lifecycle.Wanted(name, real_node=False), lambda line: print(line, file=sys.__stderr__)
+        )
+    finally:
+        lifecycle.down(name)
+
+
+@pytest.fixture(scope="session")
+def kube(cluster: Cluster) -> Iterator[Any]:
+    """A `kubernetes.client.ApiClient` with an administrator's rights."""
+    from kubernetes import client, config
+
+    settings = client.Configuration()
+    config.load_kube_config(str(cluster.kubeconfig), client_configuration=settings)
+    with client.ApiClient(settings) as api:
+        yield api
+
+
+@pytest.fixture(scope="session")
+def dynamic(kube: Any) -> Any:
+    """A `kubernetes.dynamic.DynamicClient`: any kind, custom resources included."""
+    from kubernetes.dynamic import DynamicClient
+
+    return DynamicClient(kube)
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest, kube: Any) -> Iterator[str]:
+    """A namespace of the test's own, ready for pods; a failed test prints what was in it."""
+    from kubernetes import client
+
+    core = client.CoreV1Api(kube)
+    stem = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:40].strip("-")
+    name = f"{stem}-{time.time_ns() % 10**9:x}"
+    core.create_namespace({"metadata": {"name": name}})
+    _wait_for(
+        lambda: core.list_namespaced_service_account(name, field_selector="metadata.name=default").items,
+        20,
+        f"the service account of namespace {name}",
+    )
+    try:
+        yield name
+        if request.node.stash.get(_FAILED, False):
+            print(_contents(kube, name))
+    finally:
+        core.delete_namespace(name, propagation_policy="Background")
+
+
+@pytest.fixture
+def wait_for() -> Callable[..., Any]:
+    """`wait_for(fn, deadline_seconds, what, show=None)`: poll until `fn` answers something true; return that.
+
+    `what` finishes the sentence "not after N s: ..."; `show` is called on time-out, and the objects that it
+    answers are shown as YAML.
+    """
+    return _wait_for
+
+
+def _wait_for(
+    fn: Callable[[], T], deadline_seconds: float, what: str, show: Callable[[], object] | None = None
+) -> T:
+    deadline = time.monotonic() + deadline_seconds
+    while True:
+        answer = fn()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            found = "" if show is None else "\n" + yaml.safe_dump(_plain(show()))
+            pytest.fail(f"not after {deadline_seconds:g} s: {what}{found}")
+        time.sleep(POLL_SECONDS)
+
+
+def _plain(found: object) -> object:
+    """Objects of the `kubernetes` package as what YAML can write."""
+    from kubernetes import client
+
+    if hasattr(found, "to_dict") and not hasattr(found, "openapi_types"):  # of the dynamic client
+        return found.to_dict()
+    return client.ApiClient().sanitize_for_serialization(found)
+
+
+def _contents(kube: Any, namespace: str) -> str:
+    """The objects and events of a namespace, as YAML."""
+    from kubernetes import client
+
+    core = client.CoreV1Api(kube)
+    lists = [
+        core.list_namespaced_pod(namespace),
+        core.list_namespaced_service(namespace),
+        core.list_namespaced_persistent_volume_claim(namespace),
+        core.list_namespaced_event(namespace),
+    ]
+    return yaml.safe_dump_all(kube.sanitize_for_serialization(found) for found in lists)
