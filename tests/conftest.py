@@ -1,7 +1,7 @@
 """One real cluster for the whole test run, and what every test that talks to it needs.
 
-A machine that cannot run a tier (no root, no Linux) does not skip it quietly: the run names the tier and fails, unless
-PLIMSOLL_ALLOW_MISSING_TIERS says that this is known.
+A machine that cannot run a tier (no root, no Linux) does not skip it quietly: the run names the tier and
+fails, unless PLIMSOLL_ALLOW_MISSING_TIERS says that this is known.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import pytest
 import yaml
-
 from dev.cluster import lifecycle
 from dev.cluster.description import Cluster, load
 
@@ -73,7 +72,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A real cluster: API server, scheduler, controllers, kwok, and a real node where this machine can run one."""
+    """A real cluster: API server, scheduler, controllers, kwok, and a real node where this machine can run
+    one.
+    """
     given = os.environ.get(USE_RUNNING)
     if given:
         yield load(given)

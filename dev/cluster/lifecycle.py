@@ -166,7 +166,7 @@ def _clear(paths: ClusterPaths, *, keep_logs: bool = False) -> None:
     """End every process, then remove every file. The order makes a second `down` finish what a first one
     began.
     """
-    ProcessTable(paths).stop_all()
+    ProcessTable(paths).end_all()
     if sys.platform == "linux" and os.geteuid() == 0:
         from dev.cluster import sandbox
 

@@ -125,7 +125,7 @@ def _name(common_name: str, groups: Sequence[str]) -> x509.Name:
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
 ) -> x509.CertificateBuilder:
-    now = dt.dt.now(dt.UTC)
+    now = dt.datetime.now(dt.UTC)
     return x509.CertificateBuilder(
         subject_name=subject,
         issuer_name=issuer,

@@ -23,6 +23,10 @@ from dev.cluster.paths import ClusterPaths
 
 MARK = "PLIMSOLL_CLUSTER_STATE"
 POLL_SECONDS = 0.05
+_END_SECONDS = 10.0
+
+# Those started by this very process: their end must be collected here, or they stay as zombies.
+_CHILDREN: dict[int, subprocess.Popen[bytes]] = {}
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,6 @@ class ProcessTable:
 
     def __init__(self, paths: ClusterPaths) -> None:
         self._paths = paths
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def log(self, name: str) -> Path:
         return self._paths.logs / f"{name}.log"
@@ -71,7 +74,7 @@ class ProcessTable:
                 pass_fds=tuple(keep_open),
                 start_new_session=True,
             )
-        self._children[name] = child
+        _CHILDREN[child.pid] = child
         record = {"pid": child.pid, "started": psutil.Process(child.pid).create_time()}
         temporary = self._paths.pids / f".{name}"
         temporary.write_text(json.dumps(record))
@@ -87,9 +90,6 @@ class ProcessTable:
         return sorted(found, key=lambda process: process.started)
 
     def alive(self, name: str) -> bool:
-        child = self._children.get(name)
-        if child is not None:
-            return child.poll() is None
         return any(p.name == name and p.find() is not None for p in self.recorded())
 
     def wait_ready(self, name: str, ready: Callable[[], bool], deadline_seconds: float) -> None:
@@ -105,18 +105,14 @@ class ProcessTable:
                 raise ProcessError(name, f"was not ready after {deadline_seconds:.0f} s", self.log(name))
             time.sleep(POLL_SECONDS)
 
-    def stop(self, names: Sequence[str], *, grace_seconds: float) -> None:
-        """Ask the named processes to end, together, and kill what has not ended after the grace."""
-        found = [process for record in self.recorded() if record.name in names if (process := record.find())]
-        _end(found, grace_seconds)
-        self._reap()
+    def end_all(self) -> None:
+        """End every process of the cluster, recorded or only marked, at once.
 
-    def stop_all(self, *, grace_seconds: float = 3.0) -> None:
-        """End every process of the cluster, recorded or only marked; newest first."""
-        recorded = [process for record in reversed(self.recorded()) if (process := record.find())]
-        _end(recorded, grace_seconds)
-        _end(self._marked(), grace_seconds)
-        self._reap()
+        Nobody is asked politely: what they would save goes with them, and the API server alone would take three
+        seconds over its farewell.
+        """
+        _end([process for record in self.recorded() if (process := record.find())])
+        _end(self._marked())
 
     def _marked(self) -> list[psutil.Process]:
         mine = os.getpid()
@@ -129,23 +125,15 @@ class ProcessTable:
                 continue  # ended meanwhile, or belongs to somebody else
         return found
 
-    def _reap(self) -> None:
-        for child in self._children.values():
-            child.wait()
-        self._children.clear()
 
-
-def _end(processes: list[psutil.Process], grace_seconds: float) -> None:
+def _end(processes: list[psutil.Process]) -> None:
     for process in processes:
-        _signal(process.terminate)
-    _, stubborn = psutil.wait_procs(processes, timeout=grace_seconds)
-    for process in stubborn:
-        _signal(process.kill)
-    psutil.wait_procs(stubborn, timeout=10)
-
-
-def _signal(send: Callable[[], None]) -> None:
-    try:
-        send()
-    except psutil.NoSuchProcess:
-        return
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(processes, timeout=_END_SECONDS)
+    for process in processes:
+        child = _CHILDREN.pop(process.pid, None)
+        if child is not None:
+            child.wait()

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-
 from dev.cluster.nodes import NodePool, expand
 
 L4 = NodePool("l4", "NVIDIA-L4", 1, 1, 23034, "8.9", "16", "64Gi", "350Gi", 58)
@@ -16,7 +15,9 @@ H100 = NodePool("h100", "NVIDIA-H100-80GB-HBM3", 1, 8, 81559, "9.0", "192", "2Ti
 
 @pytest.fixture
 def fake_nodes(kube: Any, wait_for: Callable[..., Any]) -> Iterator[Callable[..., list[str]]]:
-    """`fake_nodes(pool, ...)`: create the nodes of some pools, wait until they are ready; gone after the test."""
+    """`fake_nodes(pool, ...)`: create the nodes of some pools, wait until they are ready; gone after the
+    test.
+    """
     from kubernetes import client
 
     core = client.CoreV1Api(kube)
