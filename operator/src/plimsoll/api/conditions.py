@@ -1,9 +1,9 @@
 """Conditions: what is known about a deployment, said the way Kubernetes says it.
 
 The reconciler gathers an `Observation` and this module words it, in one place, so that `kubectl get llmdep`
-always tells one story: a replica comes to answer in steps, and Ready takes status, reason and message from the
-first step that does not hold. Conditions set one by one, wherever something happens, were rejected: they end up
-contradicting each other, and nobody can say which is the newest.
+always tells one story: a replica comes to answer in steps, and Ready takes status, reason and message from
+the first step that does not hold. Conditions set one by one, wherever something happens, were rejected: they
+end up contradicting each other, and nobody can say which is the newest.
 
     step       holds                            does not hold                      condition
     spec       it parses                        InvalidSpec                        Planned
@@ -124,7 +124,7 @@ class Observation:
 
 
 def conditions(seen: Observation, previous: Iterable[Condition] = (), *, now: datetime) -> list[Condition]:
-    """All conditions of `seen`. A condition keeps its `lastTransitionTime` from `previous` unless it flips."""
+    """All conditions of `seen`. `lastTransitionTime` is kept from `previous` unless the status flips."""
     found = {
         ConditionType.READY: _ready(seen),
         ConditionType.AVAILABLE: _available(seen),

@@ -144,7 +144,7 @@ class Accelerators(Model):
     min_compute_capability: (
         Annotated[
             str,
-            Field(max_length=4),
+            Field(max_length=32),
             Matches(
                 r"^[0-9]{1,2}\.[0-9]$",
                 "not a compute capability: write major.minor in quotes, for example '8.9'",
