@@ -6,6 +6,7 @@ anything else                LocalSource   a folder, or one file of it
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import time
@@ -125,7 +126,10 @@ class HubSource:
 
     @cached_property
     def _info(self) -> ModelInfo:
-        api = _hub_package().HfApi(endpoint=self._endpoint, token=self._token)
+        _require_hub_package()
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=self._endpoint, token=self._token)
         return self._patiently(
             lambda: api.model_info(
                 self._repo, revision=self._revision, files_metadata=True, timeout=TIMEOUT_SECONDS
@@ -136,9 +140,14 @@ class HubSource:
         return self._patiently(lambda: self._range(name, start, length)) if length else b""
 
     def _range(self, name: str, start: int, length: int) -> bytes:
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but re-exported plainly
+            build_hf_headers,
+            hf_raise_for_status,
+            http_stream_backoff,
+        )
 
-        url = _hub_package().hf_hub_url(self._repo, name, revision=self.commit, endpoint=self._endpoint)
+        url = hf_hub_url(self._repo, name, revision=self.commit, endpoint=self._endpoint)
         headers = build_hf_headers(token=self._token) | {"Range": f"bytes={start}-{start + length - 1}"}
         data = bytearray()
         # Streamed: a server that ignores the range would otherwise send the whole checkpoint.
@@ -158,7 +167,7 @@ class HubSource:
         from huggingface_hub.errors import HfHubHTTPError
 
         # The library has changed its HTTP client before; the base of its own error is that of the transport.
-        transport = HfHubHTTPError.__bases__[0]
+        transport: type[Exception] = HfHubHTTPError.__mro__[1]
         wait = 1.0
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -199,14 +208,9 @@ class HubSource:
         return ModelNotFound(f"{name}: the hub answers {status}: {_first_line(error)}")
 
 
-def _hub_package():  # type: ignore[no-untyped-def]
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise HubUnreachable(
-            "hf:// needs the huggingface_hub package: pip install 'plimsoll[operator]'"
-        ) from error
-    return huggingface_hub
+def _require_hub_package() -> None:
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise HubUnreachable("hf:// needs the huggingface_hub package: pip install 'plimsoll[operator]'")
 
 
 def _retry_after(error: HfHubHTTPError) -> float | None:

@@ -92,7 +92,8 @@ def read_header(source: Source, name: str) -> GGUFHeader:
             raise FileUnreadable(f"{name}: tensor {tensor.name!r} stands twice")
         if data_start + offset + tensor.bytes > size:
             raise FileTruncated(
-                f"{name}: tensor {tensor.name} ends at byte {data_start + offset + tensor.bytes}, the file has {size}"
+                f"{name}: tensor {tensor.name} ends at byte {data_start + offset + tensor.bytes},"
+                f" the file has {size}"
             )
         tensors[tensor.name] = tensor
     return GGUFHeader(version, metadata, tuple(tensors.values()), cursor.digest())
@@ -153,7 +154,7 @@ def _tensor_info(cursor: _Cursor) -> tuple[StoredTensor, int]:
         )
     if shape[-1] % block.elements:
         raise FileUnreadable(
-            f"{cursor.name}: tensor {name[:80]!r}: rows of {shape[-1]} elements are no whole {block.name} blocks"
+            f"{cursor.name}: tensor {name[:80]!r}: rows of {shape[-1]} are no whole {block.name} blocks"
             f" of {block.elements}"
         )
     elements = math.prod(shape)

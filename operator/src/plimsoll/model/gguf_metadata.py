@@ -73,6 +73,7 @@ class _Fields:
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
             found = "nothing" if value is None else repr(value)[:80]
             raise FileUnreadable(
-                f"{self._name}: {self._prefix}{key}: expected a whole number from {least} to {most}, found {found}"
+                f"{self._name}: {self._prefix}{key}: expected a whole number from {least} to {most},"
+                f" found {found}"
             )
         return value

@@ -62,7 +62,7 @@ def index_files(source: Source, index: str) -> tuple[str, ...]:
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or "/" in shard or not shard.endswith(".safetensors"):
             raise FileUnreadable(
-                f"{index}: weight_map.{tensor}: expected a *.safetensors file of the same folder, found {shard!r}"
+                f"{index}: weight_map.{tensor}: expected a *.safetensors file beside it, found {shard!r}"
             )
         shards.add(f"{folder}/{shard}" if folder else shard)
     missing = sorted(shards - source.files().keys())
