@@ -98,7 +98,7 @@ class SchemaError(Exception):
     """A model uses something of JSON Schema that a CRD cannot say; the message names it."""
 
 
-class _WithRules(GenerateJsonSchema):
+class WithRules(GenerateJsonSchema):
     """pydantic's generator, plus the RULES of each model, which only the class knows."""
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
@@ -179,7 +179,7 @@ def _complete_by_itself(node: Mapping[str, Any]) -> bool:
 
 
 def open_api_schema() -> dict[str, Any]:
-    raw = LLMDeployment.model_json_schema(by_alias=True, schema_generator=_WithRules)
+    raw = LLMDeployment.model_json_schema(by_alias=True, schema_generator=WithRules)
     definitions = raw["$defs"]
     return {
         "type": "object",
