@@ -1,0 +1,158 @@
+"""`plimsoll estimate`: the bytes of a model on each GPU, with the arithmetic, before anything starts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from plimsoll.cli.estimate_table import print_table
+from plimsoll.cli.inspect import SourceArgument
+from plimsoll.cli.output import BadInputError, Format, NotPossibleError, OutputOption, gib, parse_bytes, write
+from plimsoll.inventory import products
+from plimsoll.model.facts import ModelFacts, Role
+from plimsoll.model.read import read_facts
+from plimsoll.sizing import kv_cache as kv
+from plimsoll.sizing.footprint import Configuration, Footprint, Workload, footprint
+from plimsoll.sizing.runtime import MIB, line
+from plimsoll.sizing.weights import loaded_bytes, native_precision
+from plimsoll.sources import open_source
+from plimsoll_worker.launch import Device, Precision
+
+API_VERSION = "plimsoll.dev/v1alpha1"
+DEFAULT_CONTEXT_TOKENS = 8192
+DEFAULT_SEQUENCES = 8
+DEFAULT_BATCHED_TOKENS = 2048
+DEFAULT_HEADROOM_PERCENT = 3
+
+
+def command(
+    source: SourceArgument,
+    weights: Annotated[
+        Precision | None, typer.Option(help="Precision of the weights; default: native.")
+    ] = None,
+    kv_cache: Annotated[
+        Precision | None, typer.Option(help="Precision of the KV cache; default: that of the weights.")
+    ] = None,
+    tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs that share each layer.")] = 1,
+    pipeline_parallel: Annotated[int, typer.Option(min=1, help="Stages of layers.")] = 1,
+    max_context: Annotated[
+        int | None, typer.Option(min=1, help="Longest sequence, tokens; default: min(model's limit, 8192).")
+    ] = None,
+    sequences: Annotated[int, typer.Option(min=1, help="Sequences in flight.")] = DEFAULT_SEQUENCES,
+    batched_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of one forward pass; default: 2048.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="GPU product (H100, L4 …) or its memory (24Gi, bytes): does it fit?")
+    ] = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Compute the bytes a model takes on each GPU, by category. Exit 3 when it does not fit --gpu."""
+    card = None if gpu is None else card_bytes(gpu)
+    facts = read_facts(open_source(source))
+    precision = weights or native_precision(facts)
+    context = max_context or min(facts.max_position, DEFAULT_CONTEXT_TOKENS)
+    sized = footprint(
+        facts,
+        Configuration(
+            device=Device.GPU,
+            weights=precision,
+            kv_cache=kv_cache or precision,
+            tensor_parallel=tensor_parallel,
+            pipeline_parallel=pipeline_parallel,
+        ),
+        Workload(
+            max_context_tokens=context,
+            max_sequences=sequences,
+            max_batched_tokens=batched_tokens or min(DEFAULT_BATCHED_TOKENS, context * sequences),
+        ),
+    )
+    notes = warnings(facts, sized)
+    if output is Format.TABLE:
+        print_table(facts, sized, notes, card=card, headroom_percent=DEFAULT_HEADROOM_PERCENT)
+    else:
+        write(document(facts, sized, notes), output)
+    if card is not None:
+        _require_fit(sized, card)
+
+
+def card_bytes(gpu: str) -> int:
+    """Memory of a product by name, or the bytes that were written. Raises BadInputError."""
+    if gpu[:1].isdigit():
+        return parse_bytes(gpu, "--gpu")
+    product = products.find(gpu)
+    if product is None:
+        raise BadInputError(
+            f"--gpu: {gpu!r} is no product that is known; write its memory instead, as in 24Gi"
+        )
+    return product.memory_mib[0] * MIB
+
+
+def document(facts: ModelFacts, sized: Footprint, notes: list[str]) -> dict[str, Any]:
+    """The machine-readable answer. Every rank of a stage is listed; ranks of a stage hold the same."""
+    configuration = sized.configuration
+    return {
+        "apiVersion": API_VERSION,
+        "model": {
+            "architecture": facts.architecture,
+            "parameters": facts.parameters,
+            "checkpointBytes": facts.checkpoint_bytes,
+            "loadedBytes": loaded_bytes(facts, configuration.weights),
+            "kvBytesPerToken": kv.bytes_per_token(facts, configuration.kv_cache),
+            "kvBytesPerSequence": kv.bounded_bytes_per_sequence(facts, configuration.kv_cache),
+            "maxPosition": facts.max_position,
+        },
+        "perGPU": [
+            {
+                "stage": stage.stage,
+                "rank": rank,
+                "bytes": stage.bytes.model_dump(by_alias=True),
+                "total": stage.total,
+            }
+            for stage in sized.stages
+            for rank in range(configuration.tensor_parallel)
+        ],
+        "warnings": notes,
+    }
+
+
+def warnings(facts: ModelFacts, sized: Footprint) -> list[str]:
+    """What a reader would be surprised by later."""
+    configuration, workload = sized.configuration, sized.workload
+    native = native_precision(facts)
+    notes = []
+    if configuration.weights.bytes < native.bytes:
+        notes.append(f"{configuration.weights} rounds weights: the checkpoint is exact in {native} only")
+    elif (
+        configuration.weights is not native
+        and native is not Precision.FP32
+        and configuration.weights.bytes == 2
+    ):
+        notes.append(
+            f"{configuration.weights} does not hold every {native} value: the checkpoint is exact in {native}"
+        )
+    if workload.max_context_tokens > facts.max_position:
+        notes.append(
+            f"context {workload.max_context_tokens} is longer than the {facts.max_position} tokens"
+            " that the model was made for"
+        )
+    kv_heads = min(layer.kv_heads for layer in facts.layers)
+    if configuration.tensor_parallel > kv_heads:
+        notes.append(
+            f"{configuration.tensor_parallel} ranks share {kv_heads} KV heads: each is held"
+            f" {configuration.tensor_parallel // kv_heads} times"
+        )
+    if facts.tied and any(group.role is Role.HEAD for group in facts.outer):
+        notes.append("the files hold the tied head a second time; it is loaded once")
+    return notes
+
+
+def _require_fit(sized: Footprint, card: int) -> None:
+    worst, limit = sized.worst, line(card, DEFAULT_HEADROOM_PERCENT)
+    if worst.total > limit:
+        raise NotPossibleError(
+            f"does not fit: stage {worst.stage} needs {gib(worst.total)} a GPU, the line of {gib(card)} is at"
+            f" {gib(limit)} ({DEFAULT_HEADROOM_PERCENT} % headroom); --tensor-parallel, --max-context and"
+            " --sequences change it"
+        )
