@@ -64,8 +64,8 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The answer for one deployment. `plan` holds every replica that has a place; `rejection` tells of those that have
-    none, so both are set when only some fit."""
+    """The answer for one deployment. `plan` holds every replica that has a place; `rejection` tells of those
+    that have none, so both are set when only some fit."""
 
     plan: PlanStatus | None
     rejection: Rejection | None = None

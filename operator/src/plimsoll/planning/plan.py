@@ -1,0 +1,111 @@
+"""The decision: which configuration each deployment runs, and on which nodes. Pure, deterministic, minimal
+churn.
+
+    keep what stands ─→ for each deployment by priority, then age:
+                          the configuration in force, else the cheapest option that has room
+                            ─→ nodes for the missing replicas ─→ a plan, or a rejection in words
+
+Greedy in order of precedence rather than one joint optimisation: a plan must be explainable, and a deployment
+that is served must not move because another one arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from plimsoll.api.v1alpha1 import PlanMode
+from plimsoll.inventory.capacity import add, free_by_node, subtract
+from plimsoll.inventory.views import PodView, Resources
+from plimsoll.planning.candidates import worker_requests
+from plimsoll.planning.decide import World, decide
+from plimsoll.planning.eligibility import Eligibility
+from plimsoll.planning.retention import Held, keep, release
+from plimsoll.planning.room import Room, overbooked, pods_by_owner
+from plimsoll.planning.snapshot import Decision, Decisions, DeploymentRequest, Snapshot
+from plimsoll.planning.supply import Supply
+
+__all__ = ["plan", "worker_requests"]
+
+
+def plan(snapshot: Snapshot) -> Decisions:
+    """A decision for every deployment of the snapshot, by uid.
+
+    Deployments that run pods come first, by priority, then age; those that are suspended or only planned are
+    answered from what is left, and hold nothing.
+    """
+    supply = Supply(snapshot.nodes)
+    world = World(supply, Room(free_by_node(supply.nodes, snapshot.pods)), snapshot.capabilities)
+    owned = pods_by_owner(snapshot.pods, (request.uid for request in snapshot.deployments))
+    ordered = sorted(snapshot.deployments, key=precedence)
+    holding = [request for request in ordered if holds(request)]
+    eligibilities = {request.uid: Eligibility(request) for request in ordered}
+    kept = {
+        request.uid: keep(request, owned.get(request.uid, ()), supply, eligibilities[request.uid], world.room)
+        for request in holding
+    }
+    decisions = {
+        request.uid: decide(request, kept[request.uid], eligibilities[request.uid], world)
+        for request in holding
+    }
+    _check(snapshot, holding, kept, decisions)
+    for request in ordered:
+        if not holds(request):
+            own = owned.get(request.uid, ())
+            decisions[request.uid] = _answer(request, own, eligibilities[request.uid], world)
+    return decisions
+
+
+def precedence(request: DeploymentRequest) -> tuple[int, str, str, str]:
+    """Sort key: higher priority first, then older, then by name."""
+    return -request.priority, request.created, request.namespace, request.name
+
+
+def holds(request: DeploymentRequest) -> bool:
+    """Whether the deployment runs pods, and so keeps others out of its places."""
+    return not request.spec.suspend and request.spec.plan.mode is PlanMode.APPLY
+
+
+def _answer(
+    request: DeploymentRequest, own: Sequence[PodView], eligibility: Eligibility, world: World
+) -> Decision:
+    """The decision for a deployment that runs nothing: the plan in force while it is suspended, else a fresh
+    look."""
+    if request.spec.suspend and request.current is not None:
+        return Decision(request.current)
+    kept = keep(request, own, world.supply, eligibility, world.room)
+    decision = decide(request, kept, eligibility, world)
+    standing = {(held.placement.replica, held.placement.stage) for held in kept}
+    if decision.plan is not None:
+        requests = worker_requests(decision.plan, request.spec, request.facts)
+        for placement in decision.placements:
+            if (placement.replica, placement.stage) not in standing:
+                world.room.give_back(placement.node, requests)
+    release(kept, world.room)
+    return decision
+
+
+def _check(
+    snapshot: Snapshot,
+    holding: Iterable[DeploymentRequest],
+    kept: Mapping[str, Sequence[Held]],
+    decisions: Mapping[str, Decision],
+) -> None:
+    """Counts everything afresh, from the snapshot: an over-booked node is a fault of the planner, never a
+    plan."""
+    spoken_for = {pod.uid for held in kept.values() for entry in held for pod in entry.pods}
+    free = free_by_node(snapshot.nodes, (pod for pod in snapshot.pods if pod.uid not in spoken_for))
+    promised: dict[str, Resources] = {}
+    for request in holding:
+        standing = {(e.placement.replica, e.placement.stage): e for e in kept[request.uid]}
+        decided = decisions[request.uid].plan
+        if decided is None:
+            continue
+        requests = worker_requests(decided, request.spec, request.facts)
+        for placement in decided.placements:
+            entry = standing.get((placement.replica, placement.stage))
+            amount = entry.resources if entry else requests
+            free[placement.node] = subtract(free.get(placement.node, Resources()), amount)
+            if entry is None or not entry.running:
+                promised[placement.node] = add(promised.get(placement.node, Resources()), amount)
+    problem = overbooked(free, promised)
+    assert not problem, problem

@@ -1,0 +1,245 @@
+"""Why a deployment, or one of its options, has no place: bytes needed, bytes there, and what would change
+it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from plimsoll.api.v1alpha1 import RejectedOption
+from plimsoll.inventory.capacity import MEMORY, Shortage
+from plimsoll.inventory.views import NodeView
+from plimsoll.planning import words
+from plimsoll.planning.candidates import Option
+from plimsoll.planning.eligibility import NO_MATCHING_NODES, VOLUME_UNAVAILABLE, Obstacle
+from plimsoll.planning.remedies import remedies
+from plimsoll.planning.room import Room
+from plimsoll.planning.snapshot import DeploymentRequest, Rejection
+from plimsoll.planning.supply import NodeGPUs, Supply
+from plimsoll.sizing.footprint import Footprint
+from plimsoll.sizing.host import host_memory
+from plimsoll_worker.launch import Capabilities, Device
+
+MAX_REJECTED = 8
+INSUFFICIENT_MEMORY, INSUFFICIENT_GPUS = "InsufficientMemory", "InsufficientGPUs"
+INSUFFICIENT_RESOURCES, ENGINE_UNSUPPORTED = "InsufficientResources", "EngineUnsupported"
+CONTEXT_TOO_LONG = "ContextTooLong"
+SHARE_WORDS = (("weights", "weights"), ("kv_cache", "KV cache"), ("activations", "activations"))
+
+
+def not_possible(request: DeploymentRequest, capabilities: Capabilities) -> Rejection | None:
+    """What is wrong whatever the cluster holds: architecture, context, volume."""
+    spec, facts = request.spec, request.facts
+    if facts.architecture not in capabilities.architectures:
+        known = ", ".join(capabilities.architectures)
+        return Rejection(
+            ENGINE_UNSUPPORTED,
+            f"engine {capabilities.engine_version} runs the architectures {known}; "
+            f"this model is {facts.architecture}",
+        )
+    asked = spec.workload.max_context_tokens
+    if asked is not None and asked > facts.max_position:
+        return Rejection(
+            CONTEXT_TOO_LONG,
+            f"spec.workload.maxContextTokens is {asked}, the model was made for {facts.max_position} tokens: "
+            f"write {facts.max_position} or less",
+        )
+    volume = request.volume
+    if volume is not None and (volume.reason or not volume.bound):
+        pending = f"PersistentVolumeClaim {volume.claim} is not bound to a volume"
+        return Rejection(VOLUME_UNAVAILABLE, volume.reason or pending)
+    return None
+
+
+def no_nodes(supply: Supply, refused: Sequence[tuple[NodeView, Obstacle]], device: Device) -> Rejection:
+    """No node may be used at all."""
+    reason = NO_MATCHING_NODES
+    if any(obstacle.reason == VOLUME_UNAVAILABLE for _, obstacle in refused):
+        reason = VOLUME_UNAVAILABLE
+    if refused:
+        found = words.count(len({node.name for node, _ in refused}), "node")
+        with_gpu = " with whole GPUs" if device is Device.GPU else ""
+        return Rejection(reason, f"none of {found}{with_gpu} can be used: {grouped(refused)}")
+    if device is Device.CPU:
+        return Rejection(reason, "the cluster has no nodes")
+    return Rejection(reason, _no_gpus(supply.unusable))
+
+
+def _no_gpus(unusable: Sequence[NodeGPUs]) -> str:
+    if not unusable:
+        return (
+            "no node offers a GPU: expected nodes with the resource nvidia.com/gpu and the labels "
+            "nvidia.com/gpu.product and nvidia.com/gpu.memory, which GPU feature discovery writes "
+            "(placement.device: CPU runs without)"
+        )
+    reasons: dict[str, list[str]] = {}
+    for entry in unusable:
+        reasons.setdefault(entry.gpu.reason, []).append(entry.node.name)
+    told = "; ".join(f"{words.listed(nodes)}: {reason}" for reason, nodes in list(reasons.items())[:3])
+    return f"no node offers a usable GPU. {told}"
+
+
+def grouped(refused: Iterable[tuple[NodeView, Obstacle]]) -> str:
+    """Obstacles with the nodes they are on: "a, b are ..." once, not a line a node."""
+    by_words: dict[str, list[str]] = {}
+    for node, obstacle in refused:
+        names = by_words.setdefault(obstacle.words, [])
+        if node.name not in names[-1:]:
+            names.append(node.name)
+    ordered = sorted(by_words.items(), key=lambda item: (-len(item[1]), item[0]))
+    return "; ".join(f"{words.listed(names)} {text}" for text, names in ordered[:4])
+
+
+def shares(sized: Footprint, total: int | None = None) -> str:
+    """weights 61.0 GiB, KV cache 8.0 GiB, activations 430 MiB, other 1.2 GiB. `total`: what they add up to
+    when it is more than the device's bytes (on CPU: loading and headroom)."""
+    worst = sized.worst.bytes
+    named = [(label, getattr(worst, field)) for field, label in SHARE_WORDS]
+    rest = (total or worst.total) - sum(amount for _, amount in named)
+    return ", ".join(f"{label} {words.size(amount)}" for label, amount in [*named, ("other", rest)] if amount)
+
+
+def why_not(option: Option, room: Room) -> RejectedOption | None:
+    """Why the option has no place now, or None when a node would take one replica of it."""
+    if not option.fits:
+        return _rejected(option, INSUFFICIENT_MEMORY, _over_the_line(option))
+    if option.refusal:
+        return _rejected(option, ENGINE_UNSUPPORTED, _would_fit(option))
+    lacking = [(node, room.lacks(node.name, option.requests)) for node in option.nodes]
+    if any(not lacks for _, lacks in lacking):
+        return None
+    resource = option.draft.resource_name
+    if resource and all(_names(lacks, resource) for _, lacks in lacking):
+        return _rejected(option, INSUFFICIENT_GPUS, _taken(option, room))
+    # The node that lacks fewest resources is the one to talk about; GPUs that are taken speak last.
+    node, lacks = min(
+        lacking, key=lambda pair: (_names(pair[1], resource), len(pair[1]), _relative(pair[1]), pair[0].name)
+    )
+    if not resource and all(_names(lacks, MEMORY) for _, lacks in lacking):
+        return _rejected(option, INSUFFICIENT_MEMORY, _most_free(option, room))
+    told = "; ".join(words.shortage(lack) for lack in lacks)
+    return _rejected(option, INSUFFICIENT_RESOURCES, f"{node.name} comes nearest and lacks {told}")
+
+
+def _rejected(option: Option, reason: str, message: str) -> RejectedOption:
+    return RejectedOption(option=option.name, reason=reason, message=message)
+
+
+def _names(lacks: Sequence[Shortage], resource: str) -> bool:
+    return any(lack.resource == resource for lack in lacks)
+
+
+def _relative(lacks: Sequence[Shortage]) -> float:
+    return sum((lack.needed - lack.available) / lack.needed for lack in lacks)
+
+
+def _over_the_line(option: Option) -> str:
+    needed, drawn = words.sizes(option.needed, option.line)
+    return f"needs {needed} a GPU ({shares(option.footprint)}), {option.draft.product} has a line of {drawn}"
+
+
+def _would_fit(option: Option) -> str:
+    if option.draft.device is Device.CPU:
+        return option.refusal
+    needed, drawn = words.sizes(option.needed, option.line)
+    gpus = f"{option.gpus} {option.draft.product}" + (" of one node" if option.gpus > 1 else "")
+    return (
+        f"{option.draft.weights} TP{option.gpus} would fit on {gpus} ({needed} a GPU, line {drawn}), "
+        f"but {option.refusal}"
+    )
+
+
+def _taken(option: Option, room: Room) -> str:
+    resource, tensor = option.draft.resource_name, option.draft.tensor_parallel
+    total = sum(node.allocatable.extended.get(resource, 0) for node in option.nodes)
+    free = sum(max(0, room.free(node.name).extended.get(resource, 0)) for node in option.nodes)
+    where = words.listed([node.name for node in option.nodes])
+    if free == 0:
+        return f"{option.name} fits, but all {words.count(total, 'GPU')} on {where} are taken"
+    return (
+        f"{option.name} fits and needs {tensor} free GPUs on one node, but no node has them: "
+        f"{free} of {total} are free on {where}"
+    )
+
+
+def _most_free(option: Option, room: Room) -> str:
+    most = max(option.nodes, key=lambda node: (room.free(node.name).memory_bytes, node.name))
+    needed, there = words.sizes(option.requests.memory_bytes, max(0, room.free(most.name).memory_bytes))
+    return (
+        f"needs {needed} of memory on one node ({shares(option.footprint, option.requests.memory_bytes)}), "
+        f"the most any node has free is {there} ({most.name})"
+    )
+
+
+def headline(
+    request: DeploymentRequest, options: Sequence[Option], failures: Sequence[RejectedOption], room: Room
+) -> tuple[str, str]:
+    """(reason, message) for a deployment of which no option has a place.
+
+    What is nearest to running decides: an option that would run if something were free, else one that a newer
+    engine would run, else the bytes.
+    """
+    by_option = dict(zip((option.name for option in options), failures, strict=True))
+    for reasons in ((INSUFFICIENT_GPUS, INSUFFICIENT_RESOURCES, VOLUME_UNAVAILABLE), (ENGINE_UNSUPPORTED,)):
+        for option in options:
+            failure = by_option[option.name]
+            if failure.reason in reasons:
+                return failure.reason, failure.message + _and_below(option, options, failure.reason)
+    runnable = [option for option in options if not option.refusal] or list(options)
+    largest = max(runnable, key=lambda option: (option.line / option.needed, option.name))
+    return INSUFFICIENT_MEMORY, _too_big(request, largest, options, room)
+
+
+def _and_below(option: Option, options: Sequence[Option], reason: str) -> str:
+    """For a refused option: what the engine can run, and why that does not fit."""
+    if reason != ENGINE_UNSUPPORTED:
+        return ""
+    runnable = [
+        other for other in options if not other.refusal and other.draft.weights == option.draft.weights
+    ]
+    if not runnable:
+        return ""
+    largest = max(runnable, key=lambda other: (other.line / other.needed, other.name))
+    needed, drawn = words.sizes(largest.needed, largest.line)
+    product, tensor = largest.draft.product, largest.draft.tensor_parallel
+    return f"; TP{tensor} needs {needed} a GPU, {product} has a line of {drawn}"
+
+
+def _even_wider(option: Option, options: Sequence[Option]) -> str:
+    """The cut that comes nearest, when the engine could not run it anyway."""
+    widest = min(options, key=lambda other: (other.needed / other.line, other.name))
+    if widest.gpus <= option.gpus:
+        return ""
+    needed, drawn = words.sizes(widest.needed, widest.line)
+    return f"; even over {widest.gpus} {widest.draft.product} it needs {needed} a GPU of {drawn}"
+
+
+def _too_big(request: DeploymentRequest, option: Option, options: Sequence[Option], room: Room) -> str:
+    if option.draft.device is Device.CPU:
+        message = _most_free(option, room)
+        there = max((room.free(node.name).memory_bytes for node in option.nodes), default=0)
+        headroom = request.spec.placement.memory_headroom_percent
+        found = remedies(
+            request,
+            option,
+            lambda sized: host_memory(request.facts, sized, headroom_percent=headroom) <= there,
+        )
+    else:
+        needed, drawn = words.sizes(option.needed, option.line)
+        node = min(node.name for node in option.nodes)
+        message = (
+            f"needs {needed} a GPU ({shares(option.footprint)}), the largest usable GPU, "
+            f"{option.draft.product} on {node}, has a line of {drawn}"
+        )
+        message += _even_wider(option, options)
+        found = remedies(request, option, lambda sized: sized.worst.total <= option.line)
+    if found:
+        return f"{message}; would fit with {' or '.join(found)}"
+    return f"{message}; no change of workload makes it fit"
+
+
+def nearest(options: Sequence[Option], failures: Sequence[RejectedOption | None]) -> list[RejectedOption]:
+    """The rejected options a reader cares about first: those that fit in bytes, then by how little is
+    missing."""
+    pairs = [(option, failure) for option, failure in zip(options, failures, strict=True) if failure]
+    pairs.sort(key=lambda pair: (max(1.0, pair[0].needed / pair[0].line), pair[0].gpus, pair[0].name))
+    return [failure for _, failure in pairs[:MAX_REJECTED]]
