@@ -82,7 +82,7 @@ def cluster() -> Iterator[Cluster]:
     name = f"test-{os.getpid()}"
     try:
         yield lifecycle.up(
-            lifecycle.Wanted(name, real_node=False), lambda line: print(line, file=sys.__stderr__)
+            lifecycle.Wanted(name, real_node=has_real_node()), lambda line: print(line, file=sys.__stderr__)
         )
     finally:
         lifecycle.down(name)

@@ -65,6 +65,7 @@ FAMILIES = (
     _kubernetes(),
     Family("kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}, 100),
     Family("coredns", {"coredns": "github.com/coredns/coredns"}, 300),
+    Family("pause", {"pause": "plimsoll.dev/tools/pause"}, 5),
     Family("helm", {"helm": "helm.sh/helm/v4/cmd/helm"}, 150),
     Family("kind", {"kind": "sigs.k8s.io/kind"}, 60),
 )

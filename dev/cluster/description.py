@@ -22,6 +22,7 @@ class Cluster:
     provider: Provider
     network: Network | None  # of the real node; None without one
     pod_groups: bool
+    runtime_root: str = ""  # containerd's root folder, of the real node
     ready: bool = False
 
     @property

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
-from dev.cluster import control_plane
+from dev.cluster import control_plane, node, sandbox
 from dev.cluster.api import ApiServer
 from dev.cluster.binaries import binary
 from dev.cluster.description import Cluster, load
@@ -82,10 +83,26 @@ def running(name: str) -> dict[str, bool]:
 
 @contextmanager
 def _lock(paths: ClusterPaths) -> Iterator[None]:
+    """One `up` or `down` of a name at a time. The lock's file goes when the cluster has gone."""
     paths.lock.parent.mkdir(parents=True, exist_ok=True)
-    with paths.lock.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    while True:
+        with paths.lock.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_at(lock, paths.lock):  # whoever held it before removed it
+                continue
+            try:
+                yield
+            finally:
+                if not paths.root.exists():
+                    paths.lock.unlink()
+            return
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _running(wanted: Wanted) -> Cluster | None:
@@ -116,8 +133,6 @@ def _up(wanted: Wanted, tell: Tell) -> Cluster:
     cluster = Cluster(wanted.name, "process", None, wanted.pod_groups)
     cluster.save()
     if wanted.real_node:
-        from dev.cluster import node  # Linux only
-
         cluster = node.prepare(cluster, table)
     addresses = _addresses(cluster)
     control_plane.write_identities(paths, addresses, cluster.node)
@@ -155,10 +170,10 @@ def _create_nodes(api: ApiServer, nodes: list[dict[str, Any]]) -> None:
 def _schedulable(api: ApiServer, names: list[str]) -> bool:
     """Whether the controllers have taken the taint of a new node off each of them."""
     waiting = set(names)
-    for node in api.get("/api/v1/nodes")["items"] if waiting else []:
-        keys = {taint["key"] for taint in node["spec"].get("taints", [])}
-        if "node.kubernetes.io/not-ready" not in keys and node.get("status", {}).get("addresses"):
-            waiting.discard(node["metadata"]["name"])
+    for found in api.get("/api/v1/nodes")["items"] if waiting else []:
+        keys = {taint["key"] for taint in found["spec"].get("taints", [])}
+        if "node.kubernetes.io/not-ready" not in keys and found["status"].get("addresses"):
+            waiting.discard(found["metadata"]["name"])
     return not waiting
 
 
@@ -168,8 +183,6 @@ def _clear(paths: ClusterPaths, *, keep_logs: bool = False) -> None:
     """
     ProcessTable(paths).end_all()
     if sys.platform == "linux" and os.geteuid() == 0:
-        from dev.cluster import sandbox
-
         sandbox.clear(paths)
     if not paths.root.exists():
         return

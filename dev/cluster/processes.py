@@ -108,11 +108,15 @@ class ProcessTable:
     def end_all(self) -> None:
         """End every process of the cluster, recorded or only marked, at once.
 
-        Nobody is asked politely: what they would save goes with them, and the API server alone would take three
-        seconds over its farewell.
+        Nobody is asked politely: what they would save goes with them, and the API server alone would take
+        three seconds over its farewell.
         """
         _end([process for record in self.recorded() if (process := record.find())])
         _end(self._marked())
+
+    def end(self, name: str) -> None:
+        """End one process of the cluster."""
+        _end([process for record in self.recorded() if record.name == name and (process := record.find())])
 
     def _marked(self) -> list[psutil.Process]:
         mine = os.getpid()
