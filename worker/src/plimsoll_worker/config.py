@@ -1,8 +1,8 @@
 """A model's hyper-parameters, as its files state them: one type for config.json and for GGUF metadata.
 
-Whatever would change the answer and is not implemented is refused here, by the name of its field, before a byte of
-weights is read. A default is only taken where the reference implementation (transformers' LlamaConfig and
-MistralConfig, llama.cpp's loader) takes the same one.
+Whatever would change the answer and is not implemented is refused here, by the name of its field, before a
+byte of weights is read. A default is only taken where the reference implementation (transformers' LlamaConfig
+and MistralConfig, llama.cpp's loader) takes the same one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class LinearScaling:
 
 @dataclass(frozen=True, slots=True)
 class Llama3Scaling:
-    """Llama 3.1's stretch of the low frequencies (transformers, modeling_rope_utils, `_compute_llama3_parameters`)."""
+    """Llama 3.1's stretch of the low frequencies (transformers, modeling_rope_utils,
+    `_compute_llama3_parameters`)."""
 
     factor: float
     low_freq_factor: float
@@ -37,7 +38,8 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, slots=True)
 class FrequencyFactors:
-    """A divisor for each rotary frequency, head_dim / 2 of them: what GGUF keeps as the tensor `rope_freqs.weight`."""
+    """A divisor for each rotary frequency, head_dim / 2 of them: what GGUF keeps as the tensor
+    `rope_freqs.weight`."""
 
     factors: tuple[float, ...]
 
@@ -172,7 +174,8 @@ def _window_from_json(fields: Fields, architecture: str) -> int | None:
 
 
 def _rope_from_json(fields: Fields) -> tuple[float, RopeScaling]:
-    """theta and scaling from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+    """theta and scaling from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`
+    (before)."""
     name = "rope_parameters" if fields.values.get("rope_parameters") else "rope_scaling"
     raw = fields.values.get(name) or {}
     if not isinstance(raw, Mapping):
@@ -268,7 +271,8 @@ def _eos_from_gguf(metadata: Mapping[str, Any], keys: Collection[str] = ("eos", 
 
 
 def _rope_from_gguf(fields: Fields, architecture: str, factors: tuple[float, ...] | None) -> RopeScaling:
-    """As llama.cpp's loader reads it: without a type the scaling is linear, without a factor there is none."""
+    """As llama.cpp's loader reads it: without a type the scaling is linear, without a factor there is
+    none."""
     kind = fields.values.get(f"{architecture}.rope.scaling.type", "linear")
     if kind not in ("none", "linear"):
         raise fields.refuse(

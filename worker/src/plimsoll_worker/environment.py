@@ -1,8 +1,9 @@
-"""Fits the process to its container before anything heavy is imported: cache folders it may write, threads it may use.
+"""Fits the process to its container before anything heavy is imported: cache folders it may write, threads it
+may use.
 
-torch starts one thread per core it sees, and a container sees every core of its node: with a quota of 2 on a 64-core
-node, 64 threads fight for 2 cores and a token takes many times as long. The root file system is read-only, so every
-library that likes to write under $HOME is pointed at /tmp.
+torch starts one thread per core it sees, and a container sees every core of its node: with a quota of 2 on a
+64-core node, 64 threads fight for 2 cores and a token takes many times as long. The root file system is
+read-only, so every library that likes to write under $HOME is pointed at /tmp.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def prepare() -> None:
 def cpu_threads(environ: Mapping[str, str], cgroup: Path, cores: int) -> tuple[int, str]:
     """Compute threads for this container, and what decided it.
 
-    OMP_NUM_THREADS wins (a pod sets it from its CPU request through the downward API); then the cgroup's CPU quota,
-    which is the container's limit; then the cores this process may run on.
+    OMP_NUM_THREADS wins (a pod sets it from its CPU request through the downward API); then the cgroup's CPU
+    quota, which is the container's limit; then the cores this process may run on.
     """
     asked = environ.get(THREADS_ENV, "")
     if asked.isdigit() and int(asked) > 0:
@@ -62,7 +63,8 @@ def cpu_quota(cgroup: Path) -> float | None:
 
 
 def memory_limit(cgroup: Path, machine_bytes: int) -> int:
-    """Bytes of RAM this container may use: the cgroup's limit, or the machine's memory where there is none."""
+    """Bytes of RAM this container may use: the cgroup's limit, or the machine's memory where there is
+    none."""
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         file = cgroup / name
         if file.exists() and (text := file.read_text().strip()) != "max":

@@ -1,4 +1,5 @@
-"""Why a worker stops: one exception per `ExitCode`, so that whatever ends the process also names the reason it gives.
+"""Why a worker stops: one exception per `ExitCode`, so that whatever ends the process also names the reason
+it gives.
 
     WorkerError
     ├── EffectiveConfigMismatch   what would run is not what was planned

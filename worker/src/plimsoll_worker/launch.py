@@ -1,9 +1,9 @@
 """Everything that crosses the border between the operator and a worker, in one torch-free module.
 
-The operator writes a `Launch` into the pod's environment; the worker answers with a `Report` over HTTP while it
-lives and with an `ExitReason` as its termination message when it dies. Both sides import this module and nothing
-else of each other, so a field can be added in one place and both test suites see it. The JSON Schemas under
-`docs/schemas/` are generated from here and compared in the tests.
+The operator writes a `Launch` into the pod's environment; the worker answers with a `Report` over HTTP while
+it lives and with an `ExitReason` as its termination message when it dies. Both sides import this module and
+nothing else of each other, so a field can be added in one place and both test suites see it. The JSON Schemas
+under `docs/schemas/` are generated from here and compared in the tests.
 
 All byte counts are integers. Wire names are camelCase, as everywhere in Kubernetes.
 """
@@ -13,12 +13,12 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-LAUNCH_VERSION = "v1"
+LAUNCH_VERSION: Final = "v1"
 ENGINE_VERSION = "0.1.0"
 
 LAUNCH_ENV = "PLIMSOLL_LAUNCH"
@@ -74,7 +74,8 @@ class Precision(StrEnum):
 
 
 class MemoryCategory(StrEnum):
-    """Where the bytes of a device go. Predictions use all but `unattributed`, which is what a ledger cannot explain."""
+    """Where the bytes of a device go. Predictions use all but `unattributed`, which is what a ledger
+    cannot explain."""
 
     WEIGHTS = "weights"
     KV_CACHE = "kvCache"
@@ -113,7 +114,8 @@ class PredictedMemory(Wire):
 
 
 class MeasuredMemory(PredictedMemory):
-    """Bytes per category as the worker's ledger found them; `unattributed` may be negative when the device reports less."""
+    """Bytes per category as the worker's ledger found them; `unattributed` may be negative when the device
+    reports less."""
 
     unattributed: int = 0
     """Used on the device and in no category; negative when the device reports less than the ledger."""
@@ -148,8 +150,8 @@ class HubSource(Wire):
 
 
 class Launch(Wire):
-    """What one worker has to run: the plan as it applies to one pod. Nothing here is left to the worker's judgement
-    except a KV pool smaller than `kv_cache_bytes`, never below what the workload needs."""
+    """What one worker has to run: the plan as it applies to one pod. Nothing here is left to the worker's
+    judgement except a KV pool smaller than `kv_cache_bytes`, never below what the workload needs."""
 
     version: Literal["v1"] = LAUNCH_VERSION
     plan_id: str
@@ -275,7 +277,8 @@ class ExitReason(Wire):
     plan_id: str | None = None
 
     def write(self, path: Path = TERMINATION_MESSAGE_PATH) -> None:
-        """Write the message, shortened so that the kubelet keeps it whole; a missing path (no kubelet) is no error."""
+        """Write the message, shortened so that the kubelet keeps it whole; a missing path (no kubelet) is
+        no error."""
         text = self.to_json()
         if len(text.encode()) > TERMINATION_MESSAGE_BYTES:
             text = self.model_copy(update={"message": self.message[:800] + " …"}).to_json()
@@ -284,7 +287,8 @@ class ExitReason(Wire):
 
     @classmethod
     def parse(cls, message: str | None) -> ExitReason | None:
-        """The reason in a termination message, or None when the text is not one (the container was killed, say)."""
+        """The reason in a termination message, or None when the text is not one (the container was killed,
+        say)."""
         if not message:
             return None
         try:

@@ -1,6 +1,8 @@
-"""What the worker says while it starts and serves: one line an event on stderr, `key=value`, for people and for grep.
+"""What the worker says while it starts and serves: one line an event on stderr, `key=value`, for people and
+for grep.
 
-A logging framework was the alternative; a worker has one stream and a dozen events, and its numbers go to /metrics.
+A logging framework was the alternative; a worker has one stream and a dozen events, and its numbers go to
+/metrics.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""What a pod may say to a worker beside the launch: ports, the API key, how long to drain, where to leave the last word.
+"""What a pod may say to a worker beside the launch: ports, the API key, how long to drain, where to leave the
+last word.
 
-The plan does not depend on any of it, so it stays out of the launch contract (and the API key out of a plan's text).
+The plan does not depend on any of it, so it stays out of the launch contract (and the API key out of a plan's
+text).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Causal attention of a batch of sequences over the paged KV cache, in plain PyTorch.
 
-One sequence after another, keys and values gathered by slot: the path for the CPU and the reference for kernels. A
-padded batch would spend memory and time on the longest context for every sequence.
+One sequence after another, keys and values gathered by slot: the path for the CPU and the reference for
+kernels. A padded batch would spend memory and time on the longest context for every sequence.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from plimsoll_worker.layers.kv_cache import KVCache
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One sequence's part of a step: rows `first` to `first + length` of the batch, the newest of `context` tokens."""
+    """One sequence's part of a step: rows `first` to `first + length` of the batch, the newest of
+    `context` tokens."""
 
     first: int
     length: int
@@ -28,8 +29,8 @@ class Span:
 
 
 def span(first: int, length: int, slots: torch.Tensor, window: int | None) -> Span:
-    """The span with its mask. Queries are the last `length` of the context; each sees itself and what is before it,
-    `window` tokens at most."""
+    """The span with its mask. Queries are the last `length` of the context; each sees itself and what is
+    before it, `window` tokens at most."""
     context = slots.shape[0]
     if window is None or context <= window:
         if length == 1:
@@ -47,8 +48,8 @@ def span(first: int, length: int, slots: torch.Tensor, window: int | None) -> Sp
 def paged_attention(
     queries: torch.Tensor, cache: KVCache, layer: int, spans: tuple[Span, ...]
 ) -> torch.Tensor:
-    """Queries (tokens, heads, head_dim) over the cache → (tokens, heads, head_dim). The step's own keys and values
-    must have been written."""
+    """Queries (tokens, heads, head_dim) over the cache → (tokens, heads, head_dim). The step's own keys
+    and values must have been written."""
     out = torch.empty_like(queries)
     grouped = queries.shape[1] != cache.keys[layer].shape[1]
     for part in spans:

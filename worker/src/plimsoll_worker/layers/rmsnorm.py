@@ -7,7 +7,8 @@ from torch import nn
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension, computed in FP32 and rounded before the weight, as transformers does."""
+    """x / rms(x) * weight over the last dimension, computed in FP32 and rounded before the weight, as
+    transformers does."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()

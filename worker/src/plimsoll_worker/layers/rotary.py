@@ -1,7 +1,7 @@
 """Rotary position embedding (Su et al. 2021, arXiv:2104.09864) with the scalings of the llama family.
 
-Angles are computed per step from the positions at hand: a table for every position of a 128 k context would cost
-128 MiB for nothing.
+Angles are computed per step from the positions at hand: a table for every position of a 128 k context would
+cost 128 MiB for nothing.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> to
 
 
 def _llama3(inverse: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
-    """transformers, modeling_rope_utils, `_compute_llama3_parameters`: long waves are stretched by `factor`, short
-    ones stay, the band between is blended."""
+    """transformers, modeling_rope_utils, `_compute_llama3_parameters`: long waves are stretched by
+    `factor`, short ones stay, the band between is blended."""
     longest = scaling.original_max_position / scaling.low_freq_factor
     shortest = scaling.original_max_position / scaling.high_freq_factor
     wavelength = 2 * math.pi / inverse

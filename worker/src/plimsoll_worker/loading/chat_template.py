@@ -1,8 +1,8 @@
 """Renders the chat template that comes with a model, in a sandbox, the way transformers does.
 
-Templates are programs written by whoever made the model, so they run in jinja2's immutable sandbox and see plain data
-alone. The environment's settings and the functions it offers follow transformers (utils/chat_template_utils.py):
-templates are written and tested against those.
+Templates are programs written by whoever made the model, so they run in jinja2's immutable sandbox and see
+plain data alone. The environment's settings and the functions it offers follow transformers
+(utils/chat_template_utils.py): templates are written and tested against those.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class ChatTemplate:
     """A compiled chat template."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        """`special_tokens`: bos_token, eos_token and the like, as the template's variables. Raises ChatTemplateError."""
+        """`special_tokens`: bos_token, eos_token and the like, as the template's variables. Raises
+        ChatTemplateError."""
         self.source = source
         self._special_tokens = dict(special_tokens)
         try:
@@ -70,10 +71,10 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 def _tojson(
     value: Any,
-    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - transformers' signature, called from templates
+    ensure_ascii: bool = False,
     indent: int | None = None,
     separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,  # noqa: FBT001, FBT002
+    sort_keys: bool = False,
 ) -> str:
     """JSON as it is; jinja's own filter escapes HTML characters."""
     return json.dumps(
@@ -90,7 +91,8 @@ def _strftime_now(pattern: str) -> str:
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %} … {% endgeneration %}` marks the assistant's words for training; here it is transparent."""
+    """`{% generation %} … {% endgeneration %}` marks the assistant's words for training; here it is
+    transparent."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's declaration
 

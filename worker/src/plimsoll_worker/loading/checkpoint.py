@@ -33,7 +33,8 @@ class Checkpoint(Protocol):
         ...
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that comes with the model. Raises ModelNotFound, ModelUnreadable, ModelUnsupported."""
+        """The tokenizer that comes with the model. Raises ModelNotFound, ModelUnreadable,
+        ModelUnsupported."""
         ...
 
 

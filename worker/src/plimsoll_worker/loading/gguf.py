@@ -1,7 +1,7 @@
 """A GGUF file as a checkpoint: llama.cpp's tensor names and layouts turned into the engine's.
 
-llama.cpp rotates neighbouring elements, so its converter interleaves the rows of q and k; the engine rotates halves,
-as transformers does. The permutation is undone here, exactly (rows move, values do not).
+llama.cpp rotates neighbouring elements, so its converter interleaves the rows of q and k; the engine rotates
+halves, as transformers does. The permutation is undone here, exactly (rows move, values do not).
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def _engine_name(stored: str, path: Path) -> str:
 
 
 def halves_from_pairs(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Undo llama.cpp's `LlamaModel.permute` (convert_hf_to_gguf.py): rows of a head from pairs back to halves.
+    """Undo llama.cpp's `LlamaModel.permute` (convert_hf_to_gguf.py): rows of a head from pairs back to
+    halves.
 
     (heads x half x 2, ...) → (heads x 2 x half, ...)
     """

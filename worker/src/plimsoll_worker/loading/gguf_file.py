@@ -1,8 +1,9 @@
 """Reads a GGUF file: header with the standard library, tensors with the `gguf` package's dequantisation.
 
-The package's own reader keeps a numpy view for every string of the vocabulary: 3 s and 100 MB for 49,152 tokens,
-several times that for a modern 128 k vocabulary, and it maps the whole file. This one parses the header once, then
-reads one tensor at a time, so that a start never holds more than the weights and one tensor.
+The package's own reader keeps a numpy view for every string of the vocabulary: 3 s and 100 MB for 49,152
+tokens, several times that for a modern 128 k vocabulary, and it maps the whole file. This one parses the
+header once, then reads one tensor at a time, so that a start never holds more than the weights and one
+tensor.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little endian).
 """
@@ -35,7 +36,8 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """Where one tensor lies. `shape` is outer dimension first, as torch has it; `offset` is from the file's start."""
+    """Where one tensor lies. `shape` is outer dimension first, as torch has it; `offset` is from the
+    file's start."""
 
     name: str
     shape: tuple[int, ...]
@@ -66,8 +68,8 @@ class GgufFile:
         for tensor in self.tensors.values():
             if tensor.offset + tensor.bytes > size:
                 raise ModelUnreadable(
-                    f"{path}: the file is truncated: tensor {tensor.name} ends at byte {tensor.offset + tensor.bytes}, "
-                    f"the file has {size}"
+                    f"{path}: the file is truncated: tensor {tensor.name} ends at byte "
+                    f"{tensor.offset + tensor.bytes}, the file has {size}"
                 )
 
     def read(self, name: str) -> torch.Tensor:

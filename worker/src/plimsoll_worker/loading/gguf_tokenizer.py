@@ -1,13 +1,13 @@
 """Builds a tokenizer from GGUF metadata, where there is no tokenizer.json to load.
 
-Two kinds cover the llama family: byte-level BPE (`gpt2`) and SentencePiece BPE (`llama`). How text is split before BPE
-is not in the file: `tokenizer.ggml.pre` names it, and the splits are in llama.cpp's source (llama-vocab.cpp). A name
-not listed here is refused, since a wrong split gives wrong tokens without an error.
+Two kinds cover the llama family: byte-level BPE (`gpt2`) and SentencePiece BPE (`llama`). How text is split
+before BPE is not in the file: `tokenizer.ggml.pre` names it, and the splits are in llama.cpp's source
+(llama-vocab.cpp). A name not listed here is refused, since a wrong split gives wrong tokens without an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -52,7 +55,7 @@ def _digits_first() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _byte_level()])
 
 
-SPLITS = {
+SPLITS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     "gpt-2": _byte_level,
     "smollm": _digits_first,
     "llama-bpe": lambda: _regex_split(_LLAMA3),
@@ -121,7 +124,7 @@ def _byte_level_bpe(metadata: Mapping[str, Any], tokens: Sequence[str], path: Pa
         raise ModelUnsupported(
             f"{path}: tokenizer.ggml.pre is {pre!r}: this engine knows how to split {known}"
         )
-    merges = [tuple(merge.split(" ", 1)) for merge in _strings(metadata, "tokenizer.ggml.merges", path)]
+    merges = [_pair(merge) for merge in _strings(metadata, "tokenizer.ggml.merges", path)]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     backend = tokenizers.Tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in WHOLE_WORD_FIRST, fuse_unk=False)
@@ -131,10 +134,16 @@ def _byte_level_bpe(metadata: Mapping[str, Any], tokens: Sequence[str], path: Pa
     return backend
 
 
+def _pair(merge: str) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    return left, right
+
+
 def _sentencepiece_bpe(
     metadata: Mapping[str, Any], tokens: Sequence[str], path: Path
 ) -> tokenizers.Tokenizer:
-    """SentencePiece BPE has no merge list: a pair is merged when the vocabulary holds it, the best score first."""
+    """SentencePiece BPE has no merge list: a pair is merged when the vocabulary holds it, the best score
+    first."""
     scores = metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(scores) != len(tokens):
         raise ModelUnreadable(

@@ -1,7 +1,7 @@
 """Fetches a model from a Hugging Face compatible hub: resumable, checked, only the files the engine reads.
 
-`huggingface_hub` does the work (HF_ENDPOINT, HF_TOKEN, resume, checksums); this module says which files, tells how far
-it is, and turns the client's many errors into FetchFailed.
+`huggingface_hub` does the work (HF_ENDPOINT, HF_TOKEN, resume, checksums); this module says which files,
+tells how far it is, and turns the client's many errors into FetchFailed.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import tqdm
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils.tqdm import tqdm
 
 from plimsoll_worker.errors import FetchFailed
 from plimsoll_worker.launch import HubSource
@@ -65,13 +65,13 @@ def _explain(error: Exception) -> str:
     if isinstance(error, RevisionNotFoundError):
         return "the hub has no such commit"
     if isinstance(error, RepositoryNotFoundError):
-        return "the hub has no such repository, or it is private; give a token in spec.model.credentialsSecretRef"
+        return "the hub has no such repository, or it is private; set spec.model.credentialsSecretRef"
     if isinstance(error, HfHubHTTPError):
         return f"the hub answered: {error}"
     return f"{type(error).__name__}: {error}"
 
 
-class _Teller(tqdm.tqdm):  # type: ignore[type-arg]
+class _Teller(tqdm):
     """Progress as one line every few seconds: a pod's log has no cursor to move."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -79,7 +79,7 @@ class _Teller(tqdm.tqdm):  # type: ignore[type-arg]
         kwargs["disable"] = False
         kwargs["mininterval"] = TELL_SECONDS
         self._said = time.monotonic()
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # noqa: ARG002 - tqdm's signature
         now = time.monotonic()

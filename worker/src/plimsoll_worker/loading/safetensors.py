@@ -1,7 +1,8 @@
 """A folder with config.json and safetensors files (one, or several with an index) as a checkpoint.
 
-Tensors are read with pread rather than through a mapping: a mapping counts the file's pages into the process beside
-the copy it keeps, and turns a file that shrinks or a volume that goes away into SIGBUS instead of an error.
+Tensors are read with pread rather than through a mapping: a mapping counts the file's pages into the process
+beside the copy it keeps, and turns a file that shrinks or a volume that goes away into SIGBUS instead of an
+error.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class SafetensorsCheckpoint:
             raise ModelUnreadable(f"{self.folder / file}: tensor {stored}: {error}") from error
         if tensor.dtype not in FLOATS:
             raise ModelUnsupported(
-                f"{self.folder / file}: tensor {stored} is {tensor.dtype}: this engine reads F32, F16 and BF16"
+                f"{self.folder / file}: tensor {stored} is {tensor.dtype}: this engine reads F32, F16, BF16"
             )
         return tensor
 

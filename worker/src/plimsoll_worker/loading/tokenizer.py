@@ -1,4 +1,5 @@
-"""Text to token ids and back, and the chat template: what a model folder or GGUF file says about its language."""
+"""Text to token ids and back, and the chat template: what a model folder or GGUF file says about its
+language."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class Tokenizer:
     chat_template: ChatTemplate | None = None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`, with the tokens the model wants around a text (BOS, say) unless told otherwise."""
+        """Token ids of `text`, with the tokens the model wants around a text (BOS, say) unless told
+        otherwise."""
         ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
@@ -90,7 +92,8 @@ def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _template_source(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja before tokenizer_config.json; of several named templates, the one called default."""
+    """chat_template.jinja before tokenizer_config.json; of several named templates, the one called
+    default."""
     file = folder / "chat_template.jinja"
     if file.exists():
         return file.read_text(encoding="utf-8")

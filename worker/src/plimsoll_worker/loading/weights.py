@@ -1,7 +1,8 @@
 """Puts a checkpoint's tensors into a model, one at a time.
 
-The model is built without storage ("meta") and each parameter replaced by the tensor read, so that the peak is the
-weights and one tensor. Filling allocated parameters instead would hold both for every tensor that needs no conversion.
+The model is built without storage ("meta") and each parameter replaced by the tensor read, so that the peak
+is the weights and one tensor. Filling allocated parameters instead would hold both for every tensor that
+needs no conversion.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precisio
 def load_model(checkpoint: Checkpoint, *, device: torch.device, precision: Precision) -> LlamaModel:
     """The checkpoint's model on `device` in `precision`, ready for inference.
 
-    Raises ModelUnreadable when a tensor is missing or misshapen, ModelUnsupported when one has no place in the model.
+    Raises ModelUnreadable when a tensor is missing or misshapen, ModelUnsupported when one has no place in
+    the model.
     """
     with torch.device("meta"):
         model = LlamaModel(checkpoint.config)

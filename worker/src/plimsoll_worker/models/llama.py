@@ -122,7 +122,8 @@ class LlamaModel(nn.Module):
         return self.embed_tokens.weight.device
 
     def forward(self, batch: Batch, cache: KVCache, *, layers: int | None = None) -> torch.Tensor:
-        """Logits of `batch.logits_rows`, (rows, vocabulary) in FP32. `layers`: only so many, to measure what one takes."""
+        """Logits of `batch.logits_rows`, (rows, vocabulary) in FP32. `layers`: only so many, to measure
+        what one takes."""
         x: torch.Tensor = self.embed_tokens(batch.token_ids)
         angles = self.rotary.angles(batch.positions, x.dtype)
         for layer in self.layers[:layers]:

@@ -1,0 +1,75 @@
+"""A worker's life: launch → fetch → load → warm up → check → serve → drain. Whatever ends it early names
+its reason."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+
+from plimsoll_worker import environment
+from plimsoll_worker.errors import WorkerError, exit_reason
+from plimsoll_worker.launch import Launch, LaunchError, StartupStage
+from plimsoll_worker.progress import Startup, say
+from plimsoll_worker.settings import Settings, termination_log
+
+
+def main() -> int:
+    """Run one worker. Returns the process's exit code."""
+    launch: Launch | None = None
+    try:
+        launch = Launch.from_env()
+        environment.prepare()
+        run(launch, Settings.from_env())
+    except Exception as error:  # noqa: BLE001 - the last line of defence: every end has a reason
+        reason = exit_reason(error, launch)
+        if not isinstance(error, (WorkerError, LaunchError)):
+            traceback.print_exc()
+        say("Exit", reason=reason.reason, message=reason.message)
+        reason.write(termination_log())
+        return 1
+    say("Exit", reason="Completed")
+    return 0
+
+
+def run(launch: Launch, settings: Settings) -> None:
+    """Serve the launch until told to stop. Raises WorkerError and LaunchError."""
+    # torch and friends come after the environment they read at import.
+    from plimsoll_worker.engine.capacity import warm_up
+    from plimsoll_worker.loading.checkpoint import open_checkpoint
+    from plimsoll_worker.loading.weights import load_model
+    from plimsoll_worker.memory import open_device
+    from plimsoll_worker.selfcheck import check_effective, check_plan
+    from plimsoll_worker.server.frontend import Frontend
+    from plimsoll_worker.serving import open_service, stop_on_sigterm
+
+    startup = Startup()
+    with Frontend(launch, settings) as frontend:
+        stop_on_sigterm(frontend, settings)
+        say("Starting", plan=launch.plan_id, model=launch.model_path, ports=frontend.ports)
+        folder = Path(launch.model_path)
+        if launch.hub is not None:
+            from plimsoll_worker.loading.hub import fetch
+
+            fetch(launch.hub, folder)
+        startup.reached(StartupStage.FETCHED)
+
+        checkpoint = open_checkpoint(folder)
+        tokenizer = checkpoint.tokenizer()
+        memory = open_device(launch.device)
+        check_plan(launch, checkpoint.config, memory.product)
+        model = load_model(checkpoint, device=memory.torch_device, precision=launch.weights.name)
+        startup.reached(StartupStage.WEIGHTS_LOADED, bytes=model.weight_bytes)
+
+        runner, ledger = warm_up(launch, model, memory)
+        startup.reached(StartupStage.WARMED_UP, kv_tokens=runner.cache.tokens, activations=ledger.activations)
+
+        check_effective(launch, model, runner.cache)
+        startup.reached(StartupStage.READY, used=ledger.report().used_bytes, line=launch.line)
+        service = open_service(launch, runner, ledger, tokenizer, startup)
+        frontend.open(service)
+        service.engine.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

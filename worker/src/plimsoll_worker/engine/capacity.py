@@ -1,0 +1,111 @@
+"""How many tokens the KV pool holds: the planned bytes, or what the line leaves when the start took more than
+foreseen.
+
+The pool is found in two passes. First the smallest one that serves a sequence of the longest context, and the
+step that takes the most memory: what is in use then, less that pool, is everything else. Then the real pool,
+and the same step again, held against the line. Filling the planned pool first and looking afterwards was the
+alternative; on a CPU whose container is limited at the line that is a kill by the kernel instead of a reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from plimsoll_worker.engine.model_runner import ModelRunner
+from plimsoll_worker.errors import MemoryEstimateExceeded
+from plimsoll_worker.launch import DeviceReport, Launch, Precision
+from plimsoll_worker.layers.kv_cache import KVCache
+from plimsoll_worker.loading.weights import DTYPES
+from plimsoll_worker.memory import DeviceMemory
+from plimsoll_worker.models.llama import LlamaModel
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What is counted exactly; the device adds what it measures at the time of asking."""
+
+    memory: DeviceMemory
+    weights: int
+    kv_cache: int
+    activations: int
+
+    def report(self) -> DeviceReport:
+        return self.memory.report(weights=self.weights, kv_cache=self.kv_cache, activations=self.activations)
+
+
+def kv_blocks(launch: Launch, bytes_per_token: int) -> tuple[int, int]:
+    """(fewest, planned) blocks: the fewest hold one sequence of the longest context, the planned ones
+    `kvCacheBytes`.
+
+    Raises MemoryEstimateExceeded when the planned are fewer than the fewest.
+    """
+    fewest = -(-launch.max_context_tokens // launch.kv_block_size)
+    planned = launch.kv_cache_bytes // (bytes_per_token * launch.kv_block_size)
+    if planned < fewest:
+        raise MemoryEstimateExceeded(
+            f"kvCacheBytes {launch.kv_cache_bytes} holds {planned * launch.kv_block_size} tokens of "
+            f"{bytes_per_token} bytes in blocks of {launch.kv_block_size}; one sequence of maxContextTokens "
+            f"{launch.max_context_tokens} needs {fewest * bytes_per_token * launch.kv_block_size} bytes"
+        )
+    return fewest, planned
+
+
+def warm_up(launch: Launch, model: LlamaModel, memory: DeviceMemory) -> tuple[ModelRunner, Ledger]:
+    """A runner whose pool keeps the device under the line, and the ledger of what it took.
+
+    Raises MemoryEstimateExceeded.
+    """
+    config = model.config
+    block_bytes = config.kv_bytes_per_token(launch.kv_cache) * launch.kv_block_size
+    fewest, planned = kv_blocks(launch, config.kv_bytes_per_token(launch.kv_cache))
+    runner = ModelRunner(model, _cache(launch, model, fewest))
+    runner.rehearse(tokens=1, context=1, sequences=1)
+    before = memory.used()
+    memory.reset_peak()
+    _rehearse(launch, runner)
+    activations = max(0, memory.peak() - before)
+    elsewhere = memory.peak() - fewest * block_bytes
+    blocks = min(planned, (launch.line - elsewhere) // block_bytes)
+    if blocks < fewest:
+        raise MemoryEstimateExceeded(
+            f"{elsewhere / GIB:.3f} GiB are in use without the KV pool (weights "
+            f"{model.weight_bytes / GIB:.3f}, activations {activations / GIB:.3f}), predicted were "
+            f"{(launch.predicted.total - launch.predicted.kv_cache) / GIB:.3f}; the line of "
+            f"{launch.line / GIB:.3f} GiB has no room for the {fewest * block_bytes / GIB:.3f} GiB one "
+            f"sequence of {launch.max_context_tokens} tokens takes"
+        )
+    if blocks > fewest:
+        del runner
+        runner = ModelRunner(model, _cache(launch, model, blocks))
+        memory.reset_peak()
+        _rehearse(launch, runner)
+    ledger = Ledger(memory, model.weight_bytes, runner.cache.bytes, activations)
+    used = ledger.report().used_bytes
+    if used > launch.line:
+        raise MemoryEstimateExceeded(
+            f"{used / GIB:.3f} GiB are in use with a KV pool of {runner.cache.tokens} tokens; "
+            f"the line is {launch.line / GIB:.3f} GiB"
+        )
+    return runner, ledger
+
+
+def _cache(launch: Launch, model: LlamaModel, blocks: int) -> KVCache:
+    precision: Precision = launch.kv_cache
+    return KVCache(
+        model.config,
+        blocks=blocks,
+        block_size=launch.kv_block_size,
+        dtype=DTYPES[precision],
+        device=model.device,
+    )
+
+
+def _rehearse(launch: Launch, runner: ModelRunner) -> None:
+    runner.rehearse(
+        tokens=launch.max_batched_tokens,
+        context=launch.max_context_tokens,
+        sequences=launch.max_concurrent_sequences,
+        layers=1,
+    )

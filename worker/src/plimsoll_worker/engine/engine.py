@@ -1,0 +1,171 @@
+"""The loop that serves: takes requests from other threads, runs step after step, hands tokens out.
+
+The engine has a thread of its own (the process's main thread), the HTTP server another: torch releases the
+interpreter lock while it computes, so requests are parsed and streams written in the meantime. All that
+crosses is a queue of commands one way and `emit` callbacks the other; nothing else is shared, so nothing else
+needs a lock.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+from plimsoll_worker.engine.model_runner import ModelRunner
+from plimsoll_worker.engine.sampler import sample
+from plimsoll_worker.engine.scheduler import Scheduler
+from plimsoll_worker.engine.sequence import FinishReason, Sequence, TokenEvent
+
+QUEUED_PER_RUNNING = 8
+"""Requests that may wait, per sequence that may run: with more a client waits longer than it is likely to
+listen."""
+
+
+class QueueFull(Exception):
+    """As many requests wait as the engine takes; `retry_after` seconds is a fair guess at when one is
+    done."""
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        super().__init__(f"{waiting} requests wait already; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class EngineClosed(Exception):
+    """The engine drains or is dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A glance at the engine for /metrics."""
+
+    running: int
+    waiting: int
+    kv_usage: float
+    """Part of the KV blocks in use, 0 to 1."""
+    preemptions: int
+
+
+class Engine:
+    """Serves sequences until it is drained."""
+
+    def __init__(
+        self, runner: ModelRunner, scheduler: Scheduler, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.max_live = scheduler.max_sequences * (1 + QUEUED_PER_RUNNING)
+        self._runner = runner
+        self._scheduler = scheduler
+        self._clock = clock
+        self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._sequences: dict[str, Sequence] = {}
+        self._live = 0
+        self._live_lock = threading.Lock()
+        self._closed = False
+        self._deadline: float | None = None
+
+    # From any thread.
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a sequence. Raises QueueFull, EngineClosed."""
+        if self._closed:
+            raise EngineClosed("the worker is shutting down; another replica will answer")
+        with self._live_lock:
+            if self._live >= self.max_live:
+                raise QueueFull(self._live - self._scheduler.max_sequences, retry_after=5)
+            self._live += 1
+        self._commands.put(lambda: self._start(sequence))
+
+    def abort(self, sequence_id: str) -> None:
+        """Stop a sequence and free its blocks; one that has ended is no error."""
+        self._commands.put(lambda: self._abort(sequence_id))
+
+    def drain(self, seconds: float) -> None:
+        """Take nothing new, finish what runs for up to `seconds`, then abort the rest and return from `run`.
+
+        Safe to call from a signal handler.
+        """
+        self._closed = True
+        deadline = self._clock() + seconds
+        self._commands.put(lambda: self._set_deadline(deadline))
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def stats(self) -> EngineStats:
+        pool = self._scheduler.pool
+        return EngineStats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            kv_usage=pool.used / pool.blocks,
+            preemptions=self._scheduler.preemptions,
+        )
+
+    # The engine's own thread.
+
+    def run(self) -> None:
+        """Serve until drained. An exception of a step ends every sequence as failed and is raised."""
+        try:
+            while not self._drained():
+                self._obey(wait=not self._sequences)
+                self._step()
+        except BaseException:
+            self._closed = True
+            for sequence in self._sequences.values():
+                sequence.emit(TokenEvent(None, FinishReason.FAILED))
+            raise
+        self._obey(wait=False)
+        for sequence_id in list(self._sequences):
+            self._abort(sequence_id)
+
+    def _drained(self) -> bool:
+        if self._deadline is None:
+            return False
+        return self._clock() >= self._deadline or (not self._sequences and self._commands.empty())
+
+    def _obey(self, *, wait: bool) -> None:
+        """Carry out the commands at hand; with nothing else to do, wait for one."""
+        try:
+            if wait:
+                self._commands.get()()
+            while True:
+                self._commands.get_nowait()()
+        except Empty:
+            return
+
+    def _step(self) -> None:
+        step = self._scheduler.schedule()
+        if not step:
+            return
+        logits = self._runner.run(step)
+        completed = [scheduled.sequence for scheduled in step if scheduled.completes]
+        for scheduled in step:
+            scheduled.sequence.computed += scheduled.count
+        for sequence, token in zip(completed, sample(logits, completed), strict=True):
+            finish = sequence.append(token)
+            if finish is not None:
+                self._forget(sequence)
+            sequence.emit(TokenEvent(token, finish))
+
+    def _start(self, sequence: Sequence) -> None:
+        self._sequences[sequence.id] = sequence
+        self._scheduler.add(sequence)
+
+    def _abort(self, sequence_id: str) -> None:
+        sequence = self._sequences.get(sequence_id)
+        if sequence is not None:
+            self._forget(sequence)
+            sequence.emit(TokenEvent(None, FinishReason.ABORTED))
+
+    def _forget(self, sequence: Sequence) -> None:
+        self._scheduler.remove(sequence)
+        del self._sequences[sequence.id]
+        with self._live_lock:
+            self._live -= 1
+        if not self._sequences:
+            self._scheduler.check_integrity()
+
+    def _set_deadline(self, deadline: float) -> None:
+        self._deadline = deadline

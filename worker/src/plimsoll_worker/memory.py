@@ -1,0 +1,171 @@
+"""The ledger: where the bytes of a device went, by the categories that predictions use.
+
+What can be counted exactly is (weights, KV pool: the tensors' own sizes); activations are the rise of the
+device's use during the step that takes the most; the rest is found by subtraction, and what no category
+explains stays visible as `unattributed`. On a GPU "use" is what NVML says of the device, not what torch says
+of itself: the line is a promise about the device.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+import torch
+
+from plimsoll_worker.environment import CGROUP, memory_limit
+from plimsoll_worker.errors import EffectiveConfigMismatch
+from plimsoll_worker.launch import Device, DeviceReport, MeasuredMemory
+
+PROC = Path("/proc")
+
+
+class DeviceMemory(Protocol):
+    """One device as the ledger sees it. All in bytes."""
+
+    @property
+    def torch_device(self) -> torch.device: ...
+
+    @property
+    def product(self) -> str:
+        """The device's name, as the plan would name it."""
+        ...
+
+    def used(self) -> int:
+        """In use now; on a CPU by this process, on a GPU by everyone."""
+        ...
+
+    def reset_peak(self) -> None:
+        """Forget the peak so far."""
+        ...
+
+    def peak(self) -> int:
+        """The most in use since the last `reset_peak`."""
+        ...
+
+    def report(self, *, weights: int, kv_cache: int, activations: int) -> DeviceReport:
+        """The ledger, given what is counted exactly."""
+        ...
+
+
+class CpuMemory:
+    """RAM of this process: its resident set, which is what the container's limit is about.
+
+    Page cache of the model's files is left out: the kernel takes it back before it kills.
+    """
+
+    torch_device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self.runtime = self.used()
+        """Interpreter, libraries and tokenizer: what was in use before the first weight."""
+        self.total = memory_limit(CGROUP, psutil.virtual_memory().total)
+
+    @property
+    def product(self) -> str:
+        match = re.search(r"^model name\s*:\s*(.+)$", (PROC / "cpuinfo").read_text(), re.MULTILINE)
+        return match[1].strip() if match else "CPU"
+
+    def used(self) -> int:
+        rss: int = self._process.memory_info().rss
+        return rss
+
+    def reset_peak(self) -> None:
+        # 5 resets the peak resident set size: proc(5), /proc/pid/clear_refs.
+        (PROC / "self" / "clear_refs").write_text("5")
+
+    def peak(self) -> int:
+        match = re.search(r"^VmHWM:\s*(\d+) kB$", (PROC / "self" / "status").read_text(), re.MULTILINE)
+        return int(match[1]) * 1024 if match else self.used()
+
+    def report(self, *, weights: int, kv_cache: int, activations: int) -> DeviceReport:
+        used = self.peak()
+        explained = weights + kv_cache + activations + self.runtime
+        return DeviceReport(
+            rank=0,
+            product=self.product,
+            total_bytes=self.total,
+            used_bytes=used,
+            bytes=MeasuredMemory(
+                weights=weights,
+                kv_cache=kv_cache,
+                activations=activations,
+                cuda_graphs=0,
+                communication=0,
+                runtime=self.runtime,
+                fragmentation=0,
+                unattributed=used - explained,
+            ),
+        )
+
+
+class CudaMemory:
+    """One GPU by NVML, split by torch's allocator."""
+
+    def __init__(self, index: int = 0) -> None:
+        """Raises EffectiveConfigMismatch when torch sees no such GPU."""
+        if index >= torch.cuda.device_count():
+            raise EffectiveConfigMismatch(
+                f"the plan asks for a GPU, torch {torch.__version__} sees {torch.cuda.device_count()}: "
+                "is the GPU's resource requested, and does its driver fit this CUDA version?"
+            )
+        import pynvml
+
+        self.torch_device = torch.device("cuda", index)
+        torch.cuda.set_device(self.torch_device)
+        pynvml.nvmlInit()
+        uuid = torch.cuda.get_device_properties(index).uuid
+        self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        self._nvml = pynvml
+
+    @property
+    def product(self) -> str:
+        return torch.cuda.get_device_name(self.torch_device)
+
+    def used(self) -> int:
+        # Version 2 keeps apart what the driver reserves; the line counts it (DESIGN: NVML used + reserved).
+        info = self._nvml.nvmlDeviceGetMemoryInfo(self._handle, version=self._nvml.nvmlMemory_v2)
+        return int(info.used) + int(info.reserved)
+
+    def reset_peak(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self.torch_device)
+
+    def peak(self) -> int:
+        """What torch's allocator reserved it keeps, so that use after a step is the peak of the step."""
+        torch.cuda.synchronize(self.torch_device)
+        return self.used()
+
+    def report(self, *, weights: int, kv_cache: int, activations: int) -> DeviceReport:
+        used = self.peak()
+        reserved = torch.cuda.memory_reserved(self.torch_device)
+        info = self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
+        fragmentation = max(0, reserved - weights - kv_cache - activations)
+        runtime = max(0, used - reserved)
+        return DeviceReport(
+            rank=0,
+            product=self.product,
+            total_bytes=int(info.total),
+            used_bytes=used,
+            bytes=MeasuredMemory(
+                weights=weights,
+                kv_cache=kv_cache,
+                activations=activations,
+                cuda_graphs=0,
+                communication=0,
+                runtime=runtime,
+                fragmentation=fragmentation,
+                unattributed=used - weights - kv_cache - activations - runtime - fragmentation,
+            ),
+        )
+
+
+def open_device(device: Device) -> CpuMemory | CudaMemory:
+    """The device that the launch asks for. Call before weights are loaded: what is in use by then is
+    `runtime`.
+
+    Raises EffectiveConfigMismatch.
+    """
+    return CpuMemory() if device is Device.CPU else CudaMemory()

@@ -1,0 +1,84 @@
+"""Joins engine, tokenizer, ledger and HTTP server into a service, and ends it when the pod is told to go."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import FrameType
+
+import torch
+
+from plimsoll_worker.engine.block_pool import BlockPool
+from plimsoll_worker.engine.capacity import Ledger
+from plimsoll_worker.engine.engine import Engine
+from plimsoll_worker.engine.model_runner import ModelRunner
+from plimsoll_worker.engine.scheduler import Scheduler
+from plimsoll_worker.launch import Launch, Report
+from plimsoll_worker.loading.tokenizer import Tokenizer
+from plimsoll_worker.progress import Startup, say
+from plimsoll_worker.server.frontend import Frontend
+from plimsoll_worker.server.metrics import Metrics
+from plimsoll_worker.server.service import Service
+from plimsoll_worker.settings import Settings
+
+
+def open_service(
+    launch: Launch, runner: ModelRunner, ledger: Ledger, tokenizer: Tokenizer, startup: Startup
+) -> Service:
+    """A service that is ready to run: call `service.engine.run()`."""
+    scheduler = Scheduler(
+        BlockPool(runner.cache.blocks, runner.cache.block_size),
+        max_sequences=launch.max_concurrent_sequences,
+        max_batched_tokens=launch.max_batched_tokens,
+    )
+    engine = Engine(runner, scheduler)
+    config = runner.model.config
+
+    def report() -> Report:
+        return Report(
+            plan_id=launch.plan_id,
+            revision=launch.revision,
+            device=launch.device,
+            architecture=config.architecture,
+            weights=launch.weights,
+            kv_cache=launch.kv_cache,
+            tensor_parallel=launch.tensor_parallel,
+            pipeline_parallel=launch.pipeline_parallel,
+            stage=launch.stage,
+            max_context_tokens=launch.max_context_tokens,
+            max_batched_tokens=launch.max_batched_tokens,
+            kv_cache_tokens=runner.cache.tokens,
+            devices=(ledger.report(),),
+            startup=startup.times,
+            torch_version=torch.__version__,
+        )
+
+    return Service(
+        launch=launch,
+        engine=engine,
+        tokenizer=tokenizer,
+        metrics=Metrics(launch.served_name, engine.stats),
+        eos_token_ids=frozenset(config.eos_token_ids) | tokenizer.eos_token_ids,
+        vocab_size=config.vocab_size,
+        opened_at=int(time.time()),
+        report=report,
+    )
+
+
+def stop_on_sigterm(frontend: Frontend, settings: Settings) -> None:
+    """On SIGTERM a serving worker drains; one that is still starting has nothing to finish and ends at
+    once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the interpreter's signature
+        service = frontend.lobby.opened
+        if service is None:
+            say("Exit", reason="Completed", message="told to stop before the model was loaded")
+            # Not sys.exit: a download's threads would be waited for.
+            os._exit(0)
+        frontend.drain()
+        service.engine.drain(settings.drain_seconds)
+        say("Draining", seconds=settings.drain_seconds, running=service.engine.stats().running)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
