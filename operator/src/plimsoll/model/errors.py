@@ -27,41 +27,41 @@ class ModelError(ValueError):
         return InspectFailure(reason=self.reason, message=str(self))
 
 
-class FileUnreadable(ModelError):  # noqa: N818
+class FileUnreadable(ModelError):
     """A file is not what its name says, or a field in it is impossible."""
 
 
-class FileTruncated(ModelError):  # noqa: N818
+class FileTruncated(ModelError):
     """A file ends before what its header promises: an interrupted download, mostly."""
 
     reason = "ModelFileTruncated"
 
 
-class ArchitectureUnsupported(ModelError):  # noqa: N818
+class ArchitectureUnsupported(ModelError):
     """The model is of a family that is not known, or has tensors its family does not have."""
 
     reason = "ArchitectureUnsupported"
 
 
-class FormatUnsupported(ModelError):  # noqa: N818
+class FormatUnsupported(ModelError):
     """The checkpoint is of a kind that is not read."""
 
     reason = "FormatUnsupported"
 
 
-class ModelNotFound(ModelError):  # noqa: N818
+class ModelNotFound(ModelError):
     """There is no model at the source."""
 
     reason = "ModelNotFound"
 
 
-class AccessDenied(ModelError):  # noqa: N818
+class AccessDenied(ModelError):
     """The source refuses: a gated or private repository, a folder that may not be read."""
 
     reason = "AccessDenied"
 
 
-class HubUnreachable(ModelError):  # noqa: N818
+class HubUnreachable(ModelError):
     """The hub did not answer, or not in time. Worth another try later."""
 
     reason = "HubUnreachable"

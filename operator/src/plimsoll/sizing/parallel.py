@@ -16,7 +16,7 @@ from fractions import Fraction
 from plimsoll.model.facts import LayerClass, ModelFacts, Role, TensorGroup
 
 
-class ParallelRefused(ValueError):  # noqa: N818
+class ParallelRefused(ValueError):
     """The model cannot be cut this way; the message names the numbers that do not divide."""
 
 
