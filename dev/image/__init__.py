@@ -16,7 +16,7 @@ NAMES = ("operator", "worker")
 
 
 def ensure_images(cluster: Cluster, names: Sequence[str] = NAMES) -> list[str]:
-    """Make the images of the code as it is now known to a cluster's real node; their names, in the given order.
+    """Make the images of the code as it is now known to a real node; their names, in the given order.
 
     Takes about a second when only the code changed; the first time, packages are installed (minutes).
     minutes). Raises ClusterError where the cluster has no real node.
