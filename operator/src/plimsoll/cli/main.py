@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from plimsoll import __version__
-from plimsoll.cli import estimate, inspect
+from plimsoll.cli import estimate, explain, inspect, inventory, plan
 from plimsoll.cli.output import BadInputError, ExitCode, NotPossibleError
 from plimsoll.model.errors import ModelError
 from plimsoll.sizing.parallel import ParallelRefused
@@ -23,6 +23,9 @@ app = typer.Typer(
 )
 app.command("estimate")(estimate.command)
 app.command("inspect")(inspect.command)
+app.command("inventory")(inventory.command)
+app.command("plan")(plan.command)
+app.command("explain")(explain.command)
 
 
 def _print_version(asked: bool) -> None:

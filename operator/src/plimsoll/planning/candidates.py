@@ -34,6 +34,8 @@ ask for hundreds of GiB of KV cache unasked."""
 DEFAULT_BATCHED_TOKENS = 2048
 """Prefill chunk. Activations grow with it and 2048 tokens already keep the GPU's arithmetic busy (vLLM's
 default for chunked prefill is the same)."""
+SIZE_CLASS_BYTES = 8 << 30
+"""GPUs are of one size when they round to the same multiple: an H100 has 79.6 GiB, an A100 80.0."""
 BF16_CAPABILITY = (8, 0)
 """Tensor cores compute BF16 from compute capability 8.0 on."""
 
@@ -140,7 +142,7 @@ def gpu_options(
         by_product.setdefault((entry.gpu.product, entry.gpu.resource_name), []).append(entry)
     weights = precision(request.spec, request.facts)
     headroom = request.spec.placement.memory_headroom_percent
-    options: list[tuple[int, Option]] = []
+    options: list[tuple[tuple[int, ...], Option]] = []
     for tensor in TENSOR_PARALLEL:
         config = configuration(Device.GPU, weights, tensor)
         try:
@@ -152,11 +154,18 @@ def gpu_options(
             if not wide:
                 continue
             memory = _least_memory(sized, wide, headroom)
-            options.append((memory, _gpu_option(request, capabilities, sized, wide, memory)))
+            option = _gpu_option(request, capabilities, sized, wide, memory)
+            options.append(((tensor, *_expense(wide[0], memory)), option))
             if line(min(entry.gpu.memory_bytes for entry in entries), headroom) >= sized.worst.total:
                 del by_product[product]
-    ordered = sorted(options, key=lambda pair: (pair[1].gpus, pair[0], pair[1].draft.product))
+    ordered = sorted(options, key=lambda pair: (pair[0], pair[1].draft.product))
     return tuple(option for _, option in ordered)
+
+
+def _expense(entry: NodeGPUs, memory: int) -> tuple[int, ...]:
+    """Sort key, cheapest first. Prices are not known; a GPU with less memory, or of an older generation with
+    about the same, costs less everywhere."""
+    return round(memory / SIZE_CLASS_BYTES), *(entry.gpu.compute_capability or (0, 0)), memory
 
 
 def _least_memory(sized: Footprint, entries: list[NodeGPUs], headroom: int) -> int:

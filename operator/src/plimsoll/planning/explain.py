@@ -1,0 +1,155 @@
+"""A plan in words and sums: for the command line, the demo, and whoever asks why this GPU.
+
+The terms are computed again from the model's facts, with the very functions that made the plan. Where a plan
+in force was made by an older version with other constants, its own bytes stay in the totals, and the
+difference is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from plimsoll.api.v1alpha1 import LLMDeploymentSpec, MeasuredStage, PlanStatus, StageMemory
+from plimsoll.inventory.capacity import free_by_node, held_on
+from plimsoll.inventory.labels import gpu_classes
+from plimsoll.inventory.views import NodeView, PodView
+from plimsoll.model.facts import ModelFacts
+from plimsoll.planning import words
+from plimsoll.planning.candidates import TENSOR_PARALLEL, workload
+from plimsoll.sizing.footprint import Configuration, Term, footprint
+from plimsoll_worker.launch import Device, MemoryCategory, PredictedMemory
+
+_NAMES = {field.alias or name: name for name, field in PredictedMemory.model_fields.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class CategorySum:
+    """One memory category of a stage, bytes on the fullest rank."""
+
+    category: str
+    predicted: int
+    terms: tuple[Term, ...]
+    """What it is made of; empty when the model's facts are not at hand."""
+    measured: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageSum:
+    """One stage against its line."""
+
+    stage: int
+    categories: tuple[CategorySum, ...]
+    total: int
+    line: int
+    measured_total: int | None = None
+
+    @property
+    def spare(self) -> int:
+        return self.line - self.total
+
+
+@dataclass(frozen=True, slots=True)
+class NodePicture:
+    """The GPUs of one node, one letter each in `drawn`: # taken, P this plan, . free."""
+
+    node: str
+    product: str
+    used: int
+    planned: int
+    free: int
+
+    @property
+    def drawn(self) -> str:
+        return "#" * self.used + "P" * self.planned + "." * self.free
+
+
+def stage_sums(
+    plan: PlanStatus,
+    spec: LLMDeploymentSpec,
+    facts: ModelFacts | None = None,
+    measured: Iterable[MeasuredStage] = (),
+) -> tuple[StageSum, ...]:
+    """The arithmetic of every stage, predicted beside measured where the workers reported."""
+    terms = _terms(plan, spec, facts) if facts is not None else {}
+    found = {stage.stage: stage for stage in measured}
+    return tuple(
+        _stage_sum(memory, terms.get(memory.stage, ()), found.get(memory.stage)) for memory in plan.memory
+    )
+
+
+def _terms(plan: PlanStatus, spec: LLMDeploymentSpec, facts: ModelFacts) -> dict[int, tuple[Term, ...]]:
+    config = Configuration(
+        device=plan.device,
+        weights=plan.weights,
+        kv_cache=plan.kv_cache,
+        tensor_parallel=plan.tensor_parallel,
+        pipeline_parallel=plan.pipeline_parallel,
+    )
+    return {stage.stage: stage.terms for stage in footprint(facts, config, workload(spec, facts)).stages}
+
+
+def _stage_sum(memory: StageMemory, terms: Sequence[Term], measured: MeasuredStage | None) -> StageSum:
+    categories: list[CategorySum] = []
+    for category in MemoryCategory:
+        if category is MemoryCategory.UNATTRIBUTED:
+            continue
+        predicted = getattr(memory.predicted, _NAMES[category.value])
+        seen = getattr(measured.bytes, _NAMES[category.value]) if measured else None
+        if predicted or seen:
+            own = tuple(term for term in terms if term.category is category)
+            categories.append(CategorySum(category.value, predicted, own, seen))
+    if measured is not None and measured.bytes.unattributed:
+        categories.append(CategorySum("unattributed", 0, (), measured.bytes.unattributed))
+    total = measured.bytes.total if measured else None
+    return StageSum(memory.stage, tuple(categories), memory.total, memory.line, total)
+
+
+def reasons(plan: PlanStatus, spec: LLMDeploymentSpec) -> tuple[str, ...]:
+    """Why this plan, one sentence each."""
+    stage = max(plan.memory, key=lambda memory: memory.total - memory.line)
+    needed, drawn = words.sizes(stage.total, stage.line)
+    native = (
+        "so that nothing is rounded" if spec.quantization.weights == "Native" else "as spec.quantization asks"
+    )
+    told = [f"weights are kept in {plan.weights}, {native}; the KV cache in {plan.kv_cache}"]
+    told.append(
+        f"the KV cache holds {plan.kv_cache_tokens} tokens: "
+        f"{words.count(spec.workload.max_concurrent_sequences, 'sequence')} of {plan.max_context_tokens}, "
+        "in whole blocks"
+    )
+    if plan.device is Device.CPU:
+        host = words.size(plan.host_memory_bytes)
+        told.append(
+            f"the container asks for {host} of memory: its line is {drawn} and {needed} are predicted"
+        )
+    else:
+        smaller = max((size for size in TENSOR_PARALLEL if size < plan.tensor_parallel), default=0)
+        fewest = f"; {words.count(smaller, 'GPU')} would not hold it" if smaller else ""
+        told.append(
+            f"{words.count(plan.tensor_parallel, 'GPU')} of {plan.product} a replica: {needed} a GPU "
+            f"under a line of {drawn}{fewest}"
+        )
+    return tuple(told)
+
+
+def pictures(
+    nodes: Iterable[NodeView], pods: Iterable[PodView], plan: PlanStatus | None, own_uid: str = ""
+) -> tuple[NodePicture, ...]:
+    """The usable GPUs of every node: taken by others, taken by this plan, free. Pods of `own_uid` on a
+    planned node are the plan's own and are not counted twice."""
+    planned: dict[str, int] = {}
+    for placement in plan.placements if plan else ():
+        planned[placement.node] = planned.get(placement.node, 0) + placement.gpus
+    others = [pod for pod in pods if not (own_uid and pod.owner_uid == own_uid and held_on(pod) in planned)]
+    ordered = sorted(nodes, key=lambda node: node.name)
+    free = free_by_node(ordered, others)
+    drawn: list[NodePicture] = []
+    for node in ordered:
+        for gpu in gpu_classes(node):
+            if not gpu.usable:
+                continue
+            left = max(0, free[node.name].extended.get(gpu.resource_name, 0))
+            mine = planned.get(node.name, 0) if plan and gpu.resource_name == plan.resource_name else 0
+            drawn.append(NodePicture(node.name, gpu.product, gpu.total - left, mine, max(0, left - mine)))
+    return tuple(drawn)
