@@ -1,0 +1,76 @@
+"""`python -m plimsoll`: the operator. Settings → connection → state → the planner actor → kopf around it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+import kopf
+
+from plimsoll import health, logs
+from plimsoll.actuate.apply import Executor
+from plimsoll.cluster.feeds import feeds
+from plimsoll.cluster.kube import Kube
+from plimsoll.cluster.observation import Terms
+from plimsoll.cluster.reconciler import Reconciler
+from plimsoll.cluster.reports import Reports
+from plimsoll.cluster.reservations import Ledger
+from plimsoll.cluster.state import ClusterState
+from plimsoll.cluster.trigger import Trigger
+from plimsoll.handlers import registry
+from plimsoll.settings import Settings
+
+log = logging.getLogger("plimsoll")
+
+
+def main() -> None:
+    settings = Settings()
+    logs.configure(settings.log_level)
+    kube = Kube.connect()
+    trigger = Trigger()
+    state = ClusterState(on_change=trigger.fire)
+    reflectors = feeds(kube, state)
+    ledger = Ledger()
+    heartbeat = health.Heartbeat()
+    reports = Reports(trigger.fire)
+    instance = os.environ.get("HOSTNAME", "plimsoll")
+    reconciler = Reconciler(
+        kube,
+        state,
+        ledger,
+        Executor(kube, state, ledger, instance=instance),
+        reports,
+        trigger,
+        heartbeat,
+        Terms.of(settings),
+        synced=lambda: all(reflector.synced for reflector in reflectors),
+        replan_seconds=settings.replan_seconds,
+    )
+    actor = threading.Thread(target=reconciler.run, name="planner")
+    pages = health.serve(settings.metrics_port, lambda: [feed.name for feed in reflectors if not feed.synced])
+
+    def start() -> None:
+        for reflector in reflectors:
+            reflector.start()
+        actor.start()
+        log.info("started: workers run %s, inspect pods %s", settings.worker_image, settings.operator_image)
+
+    def stop() -> None:
+        trigger.stop()
+        actor.join()
+        for reflector in reflectors:
+            reflector.stop()
+        reports.close()
+        pages.shutdown()
+
+    kopf.run(
+        registry=registry(state, heartbeat, start, stop),
+        clusterwide=True,
+        standalone=True,
+        liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""Carries out the actions of one resource, in order, stopping at the first that fails.
+
+Stopping is safe because the order is that of what must survive, and because the next round derives what is
+left from what is: nothing is undone, nothing is queued.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import Enum
+
+from plimsoll.actuate import events
+from plimsoll.api.v1alpha1 import API_VERSION, KIND
+from plimsoll.cluster import kube as api
+from plimsoll.cluster.observed import (
+    Action,
+    ApplyService,
+    CreatePod,
+    DeletePod,
+    DeleteRevision,
+    EmitEvent,
+    FailedInspection,
+    Memory,
+    Object,
+    Observed,
+    Refusal,
+    WriteRevision,
+    WriteStatus,
+    backoff,
+)
+from plimsoll.cluster.reservations import Ledger
+from plimsoll.cluster.resource import Resource
+from plimsoll.cluster.state import ClusterState, ClusterView
+from plimsoll.inventory.capacity import held_on
+from plimsoll.inventory.nodes import pod_view
+
+log = logging.getLogger(__name__)
+
+REFUSAL_BACKOFF = timedelta(seconds=2), timedelta(minutes=5)
+
+
+class Ending(Enum):
+    """How the actions of one resource ended."""
+
+    DONE = "Done"
+    GONE = "Gone"
+    """The resource is no more."""
+    OUTDATED = "Outdated"
+    """Something changed meanwhile: look again, at once."""
+    REFUSED = "Refused"
+    """The API server would not take a pod; its words are in memory."""
+    FAILED = "Failed"
+    """The API server cannot be reached, or answers what nobody expects: later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    ending: Ending
+    memory: Memory
+    problem: str = ""
+
+
+class Executor:
+    """The only writer. Safe to use for several resources at once."""
+
+    def __init__(
+        self,
+        kube: api.Kube,
+        state: ClusterState,
+        ledger: Ledger,
+        *,
+        instance: str,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._kube, self._state, self._ledger = kube, state, ledger
+        self._instance, self._monotonic = instance, monotonic
+
+    def carry_out(
+        self, observed: Observed, actions: Iterable[Action], memory: Memory, view: ClusterView
+    ) -> Result:
+        resource = observed.resource
+        extra = {"namespace": resource.owner.namespace, "deployment": resource.owner.name}
+        for action in actions:
+            try:
+                self._do(action, resource, observed.now, view)
+            except api.NotFound as error:
+                if isinstance(action, (WriteStatus, CreatePod, ApplyService, WriteRevision)):
+                    log.info("gone: %s", error.message, extra=extra)
+                    self._state.resources.drop(resource)
+                    return Result(Ending.GONE, memory)
+            except (api.Conflict, api.AlreadyExists) as error:
+                log.info("looking again: %s", error.message, extra=extra)
+                self._refresh(resource)
+                return Result(Ending.OUTDATED, memory, error.message)
+            except api.Refused as error:
+                log.warning("%s refused: %s", _name(action), error.message, extra=extra)
+                if isinstance(action, CreatePod):
+                    return Result(
+                        Ending.REFUSED, _refused(memory, action, error.message, observed), error.message
+                    )
+                if not isinstance(action, EmitEvent):
+                    return Result(Ending.FAILED, memory, error.message)
+            except api.Unavailable as error:
+                log.warning("%s failed: %s", _name(action), error.message, extra=extra)
+                return Result(Ending.FAILED, memory, error.message)
+            else:
+                _tell(action, extra)
+        return Result(Ending.DONE, memory)
+
+    def _do(self, action: Action, resource: Resource, now: datetime, view: ClusterView) -> None:
+        namespace = resource.owner.namespace
+        match action:
+            case WriteRevision(revision):
+                self._write_revision(revision.to_object(), namespace, resource)
+            case WriteStatus(status):
+                self._write_status(resource, status.to_dict())
+            case CreatePod():
+                self._create_pod(action, resource, view)
+            case DeletePod(name, uid):
+                self._delete(api.PODS, namespace, name, uid)
+            case ApplyService(body):
+                self._kube.apply(api.SERVICES, namespace, body["metadata"]["name"], body)
+            case DeleteRevision(name):
+                self._delete(api.REVISIONS, namespace, name, "")
+            case EmitEvent(reason, message, warning):
+                body = events.event(resource.owner, reason, message, now, self._instance, warning=warning)
+                self._kube.create(api.EVENTS, namespace, body)
+
+    def _write_revision(self, body: Object, namespace: str, resource: Resource) -> None:
+        name = body["metadata"]["name"]
+        try:
+            written = self._kube.create(api.REVISIONS, namespace, body)
+        except api.AlreadyExists:
+            written = self._kube.get(api.REVISIONS, namespace, name)
+            if not _owned(written, resource):
+                raise api.Refused(f"ControllerRevision {name} exists and belongs to something else") from None
+        # The watch may lag behind the deletion of the inspect pod: without this the model would be read
+        # again.
+        self._state.revisions.apply("ADDED", written)
+
+    def _write_status(self, resource: Resource, status: Object) -> None:
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {
+                "name": resource.owner.name,
+                "namespace": resource.owner.namespace,
+                "uid": resource.uid,
+                "resourceVersion": resource.resource_version,
+            },
+            "status": status,
+        }
+        answer = self._kube.replace_status(api.DEPLOYMENTS, *resource.key, body)
+        self._state.resources.learn(answer)
+
+    def _create_pod(self, action: CreatePod, resource: Resource, view: ClusterView) -> None:
+        namespace = resource.owner.namespace
+        key = (namespace, action.name)
+        if action.pinned:
+            self._promise(action, view)
+        try:
+            self._kube.create(api.PODS, namespace, action.body)
+        except api.AlreadyExists:
+            found = self._kube.get(api.PODS, namespace, action.name)
+            if not _owned(found, resource):
+                self._ledger.release(key)
+                raise api.Refused(
+                    f"pod {action.name} exists and belongs to something else: delete it"
+                ) from None
+            if found["metadata"].get("deletionTimestamp"):
+                self._ledger.release(key)
+                raise
+        except api.KubeError:
+            self._ledger.release(key)
+            raise
+
+    def _promise(self, action: CreatePod, view: ClusterView) -> None:
+        pod = pod_view(dict(action.body))
+        assert pod is not None, "a pod that is about to be created is not finished"
+        node = next((node for node in view.nodes if node.name == held_on(pod)), None)
+        shown = (entry.view for entry in view.pods.values() if entry.view)
+        self._ledger.promise(pod, node, shown, self._monotonic())
+
+    def _delete(self, kind: api.Kind, namespace: str, name: str, uid: str) -> None:
+        try:
+            self._kube.delete(kind, namespace, name, uid=uid)
+        except api.Conflict:
+            log.debug("%s %s/%s is another one by now", kind.plural, namespace, name)
+
+    def _refresh(self, resource: Resource) -> None:
+        """Learn the newest version of the resource; kopf's event may be on its way still."""
+        try:
+            self._state.resources.apply("MODIFIED", self._kube.get(api.DEPLOYMENTS, *resource.key))
+        except api.NotFound:
+            self._state.resources.drop(resource)
+        except api.KubeError as error:
+            log.info("cannot read %s/%s: %s", *resource.key, error.message)
+
+
+def _owned(obj: Object, resource: Resource) -> bool:
+    return any(ref.get("uid") == resource.uid for ref in obj["metadata"].get("ownerReferences") or ())
+
+
+def _refused(memory: Memory, action: CreatePod, message: str, observed: Observed) -> Memory:
+    if action.pinned:
+        failures = 1 + (memory.refusal.failures if memory.refusal else 0)
+        return replace(
+            memory,
+            refusal=Refusal(message, failures, observed.now + backoff(failures, *REFUSAL_BACKOFF)),
+        )
+    failures = 1 + (memory.inspection.failures if memory.inspection else 0)
+    failed = FailedInspection(
+        model_key=observed.model_key,
+        reason="PodRefused",
+        message=message,
+        failures=failures,
+        retry_at=observed.now + backoff(failures, *REFUSAL_BACKOFF),
+    )
+    return replace(memory, inspection=failed)
+
+
+def _name(action: Action) -> str:
+    return type(action).__name__
+
+
+def _tell(action: Action, extra: dict[str, str]) -> None:
+    match action:
+        case WriteRevision(revision):
+            log.info("revision %s written", revision.name, extra=extra)
+        case WriteStatus(status):
+            plan = status.plans[-1].id if status.plans else ""
+            log.info("status written", extra=extra | {"plan": plan})
+        case CreatePod():
+            log.info("pod %s created", action.name, extra=extra)
+        case DeletePod(name, _, why):
+            log.info("pod %s deleted: %s", name, why, extra=extra)
+        case ApplyService(body, why):
+            log.info("service %s applied: %s", body["metadata"]["name"], why, extra=extra)
+        case DeleteRevision(name):
+            log.info("revision %s deleted: nothing uses it", name, extra=extra)
+        case EmitEvent(reason, message):
+            log.debug("event %s: %s", reason, message, extra=extra)

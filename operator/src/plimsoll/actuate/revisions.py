@@ -1,0 +1,115 @@
+"""Revisions: what a generation of worker pods is made from, frozen in an apps/v1 ControllerRevision.
+
+A revision holds the spec, the model's facts and the images. So a restarted operator inspects no model twice,
+an old replica can be healed from its own spec, and a new default image of the operator changes no running
+pod: a revision is found again by spec and facts, whatever image it was made with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from plimsoll.actuate.ownership import OPERATOR, Owner, digest, labels, metadata
+from plimsoll.api.v1alpha1 import LLMDeploymentSpec, ModelSource
+from plimsoll.model.facts import FactsUnreadable, ModelFacts
+
+NOT_IN_PODS = {"replicas", "suspend", "plan"}
+"""Fields that change how many pods there are, never what is in them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    name: str
+    owner: Owner
+    number: int
+    """Counts up; the newest is the largest."""
+    spec: LLMDeploymentSpec
+    facts: ModelFacts
+    worker_image: str
+    model_key: str
+    """Which source the facts were read from, see `model_key`."""
+    fingerprint: str
+    """Hash over what changes pods, images apart."""
+
+    def to_object(self) -> dict[str, Any]:
+        return {
+            "apiVersion": "apps/v1",
+            "kind": "ControllerRevision",
+            "metadata": metadata(self.owner, self.name, labels(self.owner, OPERATOR, revision=self.name)),
+            "revision": self.number,
+            "data": {
+                "spec": self.spec.to_dict(),
+                "facts": self.facts.pack(),
+                "workerImage": self.worker_image,
+                "modelKey": self.model_key,
+                "fingerprint": self.fingerprint,
+            },
+        }
+
+    @classmethod
+    def parse(cls, obj: Mapping[str, Any]) -> Revision | None:
+        """None when the object is not one of ours, or of a version this program does not read: it is made
+        anew."""
+        meta, data = obj["metadata"], obj.get("data") or {}
+        owner = next((ref for ref in meta.get("ownerReferences") or () if ref.get("controller")), None)
+        if owner is None:
+            return None
+        try:
+            return cls(
+                name=meta["name"],
+                owner=Owner(meta["namespace"], owner["name"], owner["uid"]),
+                number=int(obj.get("revision") or 0),
+                spec=LLMDeploymentSpec.model_validate(data["spec"]),
+                facts=ModelFacts.unpack(data["facts"]),
+                worker_image=str(data["workerImage"]),
+                model_key=str(data["modelKey"]),
+                fingerprint=str(data["fingerprint"]),
+            )
+        except (KeyError, TypeError, ValidationError, FactsUnreadable):
+            return None
+
+
+def model_key(source: ModelSource) -> str:
+    """What makes two resources of a namespace read the same model: source, revision and secret."""
+    return digest(source.model_dump(mode="json", exclude={"served_name"}, exclude_defaults=True), 10)
+
+
+def fingerprint(spec: LLMDeploymentSpec, facts: ModelFacts) -> str:
+    """Defaults are left out, so that a field added with a later version changes no running pod."""
+    pods = spec.model_dump(mode="json", exclude=NOT_IN_PODS, exclude_defaults=True)
+    # The Service's own port is not in any pod.
+    if isinstance(service := pods.get("service"), dict):
+        service.pop("port", None)
+        if not service:
+            del pods["service"]
+    return digest([pods, facts.model_dump(mode="json", exclude_defaults=True)], 16)
+
+
+def wanted_revision(
+    owner: Owner,
+    spec: LLMDeploymentSpec,
+    facts: ModelFacts,
+    existing: Iterable[Revision],
+    default_image: str,
+) -> Revision:
+    """The revision for this spec: an existing one that says the same, else a new one."""
+    mine = [revision for revision in existing if revision.owner.uid == owner.uid]
+    wanted = fingerprint(spec, facts)
+    same = [revision for revision in mine if revision.fingerprint == wanted]
+    if same:
+        return max(same, key=lambda revision: revision.number)
+    image = spec.engine.image or default_image
+    return Revision(
+        name=f"{owner.name}-{digest([wanted, image])}",
+        owner=owner,
+        number=1 + max((revision.number for revision in mine), default=0),
+        spec=spec,
+        facts=facts,
+        worker_image=image,
+        model_key=model_key(spec.model),
+        fingerprint=wanted,
+    )

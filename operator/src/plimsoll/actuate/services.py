@@ -1,0 +1,48 @@
+"""Services of a deployment: one for clients, one headless for the workers of a replica to find each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from plimsoll.actuate.ownership import DEPLOYMENT, NAME, WORKER, Owner, labels, metadata, worker_selector
+from plimsoll.api.v1alpha1 import LLMDeploymentSpec
+from plimsoll_worker.launch import SERVING_PORT
+
+HTTP = "http"
+ADMIN = "admin"
+
+
+def service(owner: Owner, spec: LLMDeploymentSpec) -> dict[str, Any]:
+    """`<name>`: ready pods of stage 0, at the port the spec names."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(owner, owner.name, labels(owner, WORKER)),
+        "spec": {
+            "type": "ClusterIP",
+            "selector": worker_selector(owner),
+            "ports": [{"name": HTTP, "port": spec.service.port, "protocol": "TCP", "targetPort": HTTP}],
+        },
+    }
+
+
+def headless_service(owner: Owner) -> dict[str, Any]:
+    """`<name>-workers`: addresses of all workers, also of those that are not ready: they meet before they
+    serve."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(owner, f"{owner.name}-workers", labels(owner, WORKER)),
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {NAME: WORKER, DEPLOYMENT: owner.name},
+            "ports": [{"name": HTTP, "port": SERVING_PORT, "protocol": "TCP", "targetPort": HTTP}],
+        },
+    }
+
+
+def url(owner: Owner, spec: LLMDeploymentSpec) -> str:
+    """Address of the OpenAI API inside the cluster."""
+    return f"http://{owner.name}.{owner.namespace}.svc:{spec.service.port}/v1"

@@ -1,0 +1,95 @@
+"""Turns what is observed into planning's snapshot, and planning's answers into one decision per resource.
+Pure.
+
+Planning counts the pods of a replaced revision as holding their room, because they do: nobody else may have
+it. But their own successor may, since they go before it comes (Recreate). So a resource that finds no room
+beside its own old pods is planned a second time without them, with everybody else's decision held fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from plimsoll.actuate.revisions import Revision
+from plimsoll.cluster.inspection import inspect_model
+from plimsoll.cluster.lifecycle import wanted
+from plimsoll.cluster.observed import Observed
+from plimsoll.inventory.views import NodeView, PodView
+from plimsoll.planning.plan import plan
+from plimsoll.planning.snapshot import Decision, DeploymentRequest, Snapshot
+from plimsoll_worker.launch import CAPABILITIES
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The part of a snapshot that all resources share."""
+
+    nodes: tuple[NodeView, ...]
+    pods: tuple[PodView, ...]
+    priorities: Mapping[str, int]
+    """Of PriorityClasses by name; the empty name is the cluster's default."""
+
+
+def decide(observed: Iterable[Observed], room: Room) -> Mapping[str, Decision]:
+    """Decisions by uid, for all resources whose model is known."""
+    requests: dict[str, DeploymentRequest] = {}
+    superseded: dict[str, set[str]] = {}
+    for one in observed:
+        if one.resource.deleting or one.resource.spec is None:
+            continue
+        revision = wanted(one, inspect_model(one))
+        if revision is None:
+            continue
+        requests[one.resource.uid] = request_for(one, revision, room.priorities)
+        old = {pod.uid for pod in one.worker_pods if pod.revision != revision.name}
+        if old:
+            superseded[one.resource.uid] = old
+    decisions = dict(plan(_snapshot(room, requests.values())))
+    for uid, pods in superseded.items():
+        if decisions[uid].rejection:
+            decisions[uid] = _in_own_place(room, requests, decisions, uid, pods)
+    return decisions
+
+
+def request_for(observed: Observed, revision: Revision, priorities: Mapping[str, int]) -> DeploymentRequest:
+    resource = observed.resource
+    assert resource.spec is not None, "only resources that parse are planned"
+    told = {plan.revision: plan for plan in resource.status.plans}
+    priority_class = resource.spec.placement.priority_class_name
+    return DeploymentRequest(
+        uid=resource.uid,
+        namespace=resource.owner.namespace,
+        name=resource.owner.name,
+        generation=resource.generation,
+        created=resource.created,
+        priority=priorities.get(priority_class, 0),
+        spec=resource.spec,
+        facts=revision.facts,
+        revision=revision.name,
+        volume=observed.volume,
+        current=told.get(revision.name),
+        excluded_nodes=frozenset(
+            exclusion.node for exclusion in observed.memory.exclusions if exclusion.until > observed.now
+        ),
+    )
+
+
+def _snapshot(room: Room, requests: Iterable[DeploymentRequest]) -> Snapshot:
+    return Snapshot(room.nodes, room.pods, tuple(requests), CAPABILITIES)
+
+
+def _in_own_place(
+    room: Room,
+    requests: Mapping[str, DeploymentRequest],
+    decisions: Mapping[str, Decision],
+    uid: str,
+    superseded: set[str],
+) -> Decision:
+    """Plans one resource into the room of its own old pods. Everybody else keeps what was just decided."""
+    standing = [
+        replace(request, current=decisions[other].plan) if other != uid else request
+        for other, request in requests.items()
+    ]
+    rest = Room(room.nodes, tuple(pod for pod in room.pods if pod.uid not in superseded), room.priorities)
+    return plan(_snapshot(rest, standing))[uid]

@@ -1,0 +1,21 @@
+"""Which kinds are followed, and into which part of the state each goes."""
+
+from __future__ import annotations
+
+from plimsoll.actuate.ownership import OWN_SELECTOR
+from plimsoll.cluster import kube as api
+from plimsoll.cluster.informer import KubeSource, Reflector
+from plimsoll.cluster.state import ClusterState
+
+
+def feeds(kube: api.Kube, state: ClusterState) -> list[Reflector]:
+    """A reflector for each kind that planning or the lifecycle reads. LLMDeployments come through kopf."""
+    return [
+        Reflector("nodes", KubeSource(kube, api.NODES), state.nodes),
+        Reflector("pods", KubeSource(kube, api.PODS), state.pods),
+        Reflector("claims", KubeSource(kube, api.CLAIMS), state.claims),
+        Reflector("volumes", KubeSource(kube, api.VOLUMES), state.volumes),
+        Reflector("priorities", KubeSource(kube, api.PRIORITIES), state.priorities),
+        Reflector("services", KubeSource(kube, api.SERVICES, OWN_SELECTOR), state.services),
+        Reflector("revisions", KubeSource(kube, api.REVISIONS, OWN_SELECTOR), state.revisions),
+    ]

@@ -1,0 +1,251 @@
+"""The Kubernetes API as plain JSON: list, watch, get, create, replace, apply, delete.
+
+The generated client's models were rejected: a pod becomes about 40 KB of pydantic objects, and one object
+that an older model does not know fails a whole list. The client's configuration, authentication and
+connection pool are used as they are.
+
+    KubeError
+    ├── NotFound         404: the object, or its kind, is not there
+    ├── AlreadyExists    409 on create
+    ├── Conflict         409: the resourceVersion is not the newest
+    ├── Gone             410: the resourceVersion is too old to watch from
+    ├── Refused          400, 403, 422: admission, quota, schema or rights; asking again alone does not help
+    └── Unavailable      429, 5xx, time-outs, broken connections: asking again later may help
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import urllib3
+from kubernetes import config
+from kubernetes.client import ApiClient, ApiException, Configuration
+
+from plimsoll import metrics
+
+FIELD_MANAGER = "plimsoll"
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 30.0
+LIST_CHUNK = 500
+
+
+class KubeError(Exception):
+    """The API server's answer was not the wanted one; `message` holds its own words."""
+
+    def __init__(self, message: str, status: int = 0, reason: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.reason = reason
+
+
+class NotFound(KubeError): ...
+
+
+class AlreadyExists(KubeError): ...
+
+
+class Conflict(KubeError): ...
+
+
+class Gone(KubeError): ...
+
+
+class Refused(KubeError): ...
+
+
+class Unavailable(KubeError): ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of object, as it appears in addresses."""
+
+    group_version: str
+    plural: str
+
+    def path(
+        self, namespace: str | None = None, name: str | None = None, subresource: str | None = None
+    ) -> str:
+        root = (
+            f"/api/{self.group_version}" if "/" not in self.group_version else f"/apis/{self.group_version}"
+        )
+        parts = [root]
+        if namespace:
+            parts += ["namespaces", namespace]
+        parts.append(self.plural)
+        parts += [part for part in (name, subresource) if part]
+        return "/".join(parts)
+
+
+NODES = Kind("v1", "nodes")
+PODS = Kind("v1", "pods")
+CLAIMS = Kind("v1", "persistentvolumeclaims")
+VOLUMES = Kind("v1", "persistentvolumes")
+SERVICES = Kind("v1", "services")
+REVISIONS = Kind("apps/v1", "controllerrevisions")
+PRIORITIES = Kind("scheduling.k8s.io/v1", "priorityclasses")
+EVENTS = Kind("events.k8s.io/v1", "events")
+DEPLOYMENTS = Kind("plimsoll.dev/v1alpha1", "llmdeployments")
+
+Object = dict[str, Any]
+
+
+def error_of(status: int, body: bytes) -> KubeError:
+    """The exception for an answer that is not 2xx; `body` is usually a v1 Status."""
+    try:
+        answer = json.loads(body)
+        reason, message = str(answer.get("reason") or ""), str(answer.get("message") or "")
+    except (ValueError, AttributeError):
+        reason, message = "", body[:300].decode(errors="replace")
+    message = message or f"the API server answered {status}"
+    if status == 404:
+        return NotFound(message, status, reason)
+    if status == 409:
+        return (AlreadyExists if reason == "AlreadyExists" else Conflict)(message, status, reason)
+    if status == 410:
+        return Gone(message, status, reason)
+    if status in (400, 401, 403, 422):
+        return Refused(message, status, reason)
+    return Unavailable(message, status, reason)
+
+
+class Kube:
+    """A connection to one API server, safe to use from several threads."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+
+    @classmethod
+    def connect(cls, *, pool_size: int = 32) -> Kube:
+        """From KUBECONFIG (or ~/.kube/config), else as the pod's service account."""
+        configuration = Configuration()
+        try:
+            if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+                config.load_incluster_config(client_configuration=configuration)
+            else:
+                config.load_kube_config(client_configuration=configuration)
+        except config.ConfigException as error:
+            raise Refused(
+                f"no way to reach a cluster: set KUBECONFIG or run inside a pod ({error})"
+            ) from error
+        configuration.retries = False
+        configuration.connection_pool_maxsize = pool_size
+        return cls(ApiClient(configuration))
+
+    def list(
+        self, kind: Kind, *, namespace: str | None = None, selector: str = ""
+    ) -> tuple[list[Object], str]:
+        """All objects of a kind and the resourceVersion to watch from; read in chunks."""
+        items: list[Object] = []
+        query = {"limit": str(LIST_CHUNK)} | ({"labelSelector": selector} if selector else {})
+        while True:
+            page = self._json("GET", kind.path(namespace), query)
+            items += page.get("items") or []
+            more = (page.get("metadata") or {}).get("continue")
+            if not more:
+                return items, page["metadata"]["resourceVersion"]
+            query["continue"] = more
+
+    def watch(
+        self, kind: Kind, resource_version: str, *, seconds: int, silence_seconds: float, selector: str = ""
+    ) -> Iterator[Object]:
+        """Watch events until the server ends the watch after `seconds`. The server sends a bookmark about
+        once a minute, so `silence_seconds` without a byte means a dead connection: Unavailable."""
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(seconds),
+        } | ({"labelSelector": selector} if selector else {})
+        with self._open("GET", kind.path(), query, read_seconds=silence_seconds) as response:
+            rest = b""
+            for chunk in response.stream(65536):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    if line:
+                        yield json.loads(line)
+
+    def get(self, kind: Kind, namespace: str | None, name: str) -> Object:
+        return self._json("GET", kind.path(namespace, name))
+
+    def create(self, kind: Kind, namespace: str | None, body: Mapping[str, Any]) -> Object:
+        metrics.API_WRITES.labels(kind.plural, "create").inc()
+        return self._json("POST", kind.path(namespace), {"fieldManager": FIELD_MANAGER}, body)
+
+    def replace_status(self, kind: Kind, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
+        """PUT of the status subresource; `body.metadata.resourceVersion` is the precondition."""
+        metrics.API_WRITES.labels(kind.plural, "status").inc()
+        path = kind.path(namespace, name, "status")
+        return self._json("PUT", path, {"fieldManager": FIELD_MANAGER}, body)
+
+    def apply(self, kind: Kind, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
+        """Server-side apply with this program's field manager."""
+        metrics.API_WRITES.labels(kind.plural, "apply").inc()
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        path = kind.path(namespace, name)
+        return self._json("PATCH", path, query, body, content_type="application/apply-patch+yaml")
+
+    def delete(self, kind: Kind, namespace: str, name: str, *, uid: str = "") -> None:
+        """Delete in the background; with `uid`, only that very object. An object already gone is no error."""
+        metrics.API_WRITES.labels(kind.plural, "delete").inc()
+        body: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        if uid:
+            body["preconditions"] = {"uid": uid}
+        with contextlib.suppress(NotFound):
+            self._json("DELETE", kind.path(namespace, name), {}, body)
+
+    def _json(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        with self._open(method, path, query or {}, body, content_type, read_seconds=READ_SECONDS) as response:
+            answer: Object = json.loads(response.data)
+            return answer
+
+    @contextlib.contextmanager
+    def _open(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+        *,
+        read_seconds: float,
+    ) -> Iterator[urllib3.BaseHTTPResponse]:
+        _, url, headers, _, _ = self._client.param_serialize(
+            method,
+            path,
+            query_params=list(query.items()),
+            header_params={"Accept": "application/json", "Content-Type": content_type},
+            auth_settings=["BearerToken"],
+        )
+        try:
+            # The body goes out as text: the generated serializer would walk and copy it.
+            response: urllib3.BaseHTTPResponse = self._client.rest_client.pool_manager.request(
+                method,
+                url,
+                body=json.dumps(body) if body is not None else None,
+                headers=headers,
+                timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=read_seconds),
+                preload_content=False,
+                retries=False,
+            )
+            try:
+                if not 200 <= response.status < 300:
+                    raise error_of(response.status, response.read(65536))
+                yield response
+            finally:
+                response.close()
+        except (urllib3.exceptions.HTTPError, OSError, ApiException) as error:
+            raise Unavailable(f"the API server cannot be reached: {error}") from error

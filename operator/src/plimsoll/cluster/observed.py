@@ -1,0 +1,200 @@
+"""The vocabulary of the lifecycle: what is observed of one resource, and what is to be done about it.
+
+All of it is frozen data. `lifecycle.next_actions` maps the first to the second without I/O, so every
+situation that a cluster can get into is one row of a table test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Any
+
+from plimsoll.actuate.pods import PodDefaults
+from plimsoll.actuate.revisions import Revision
+from plimsoll.api.v1alpha1 import LLMDeploymentStatus
+from plimsoll.cluster.own_pods import OwnPod
+from plimsoll.cluster.resource import Resource
+from plimsoll.inventory.views import VolumeView
+from plimsoll.model.facts import ModelFacts
+from plimsoll.planning.snapshot import Decision
+from plimsoll_worker.launch import Report
+
+Object = Mapping[str, Any]
+
+
+# --- what is remembered between rounds; all of it may be lost at any time
+# ----------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FailedInspection:
+    """The last attempt to read the model, and when the next may start."""
+
+    model_key: str
+    reason: str
+    message: str
+    failures: int
+    retry_at: datetime
+    pod_uid: str = ""
+    """The pod that failed, so that it counts once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """A node that planning must not try for this resource for a while."""
+
+    node: str
+    message: str
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The API server's own words about a pod it would not take."""
+
+    message: str
+    failures: int
+    retry_at: datetime
+
+
+Place = tuple[str, int]
+"""Revision and replica."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    inspection: FailedInspection | None = None
+    exclusions: tuple[Exclusion, ...] = ()
+    refusal: Refusal | None = None
+    attempts: Mapping[Place, int] = field(default_factory=lambda: MappingProxyType({}))
+    """The highest attempt ever seen running: a pod that vanished is made anew under the next number."""
+
+
+# --- what is observed
+# --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReportAnswer:
+    """What a worker's /report said, or why it could not be read."""
+
+    report: Report | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long things may take."""
+
+    inspect: timedelta
+    unschedulable: timedelta
+    exclusion: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One resource and all that belongs to it, at one moment."""
+
+    resource: Resource
+    now: datetime
+    defaults: PodDefaults
+    timing: Timing
+    worker_image: str
+    """Image of new revisions."""
+    operator_namespace: str
+    model_key: str
+    known_facts: ModelFacts | None
+    """From a revision of this namespace that was made for the same source."""
+    revisions: tuple[Revision, ...]
+    """This resource's own."""
+    volume: VolumeView | None
+    inspect_pods: tuple[OwnPod, ...]
+    worker_pods: tuple[OwnPod, ...]
+    services: Mapping[str, Object]
+    reports: Mapping[str, ReportAnswer]
+    """By pod uid; only of pods that were asked."""
+    promised: frozenset[str]
+    """Names of pods created a moment ago that no informer shows yet."""
+    ready_nodes: frozenset[str]
+    memory: Memory
+    decision: Decision | None = None
+    """None: not planned, because the model is not known."""
+
+
+# --- what is to be done
+# ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRevision:
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRevision:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class WriteStatus:
+    status: LLMDeploymentStatus
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePod:
+    body: Object
+    pinned: bool
+    """Its capacity was planned: promised in the ledger until an informer shows the pod."""
+
+    @property
+    def name(self) -> str:
+        return str(self.body["metadata"]["name"])
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePod:
+    name: str
+    uid: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyService:
+    body: Object
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class EmitEvent:
+    """An event that `kubectl describe` shows."""
+
+    reason: str
+    message: str
+    warning: bool = False
+
+
+Action = WriteRevision | DeleteRevision | WriteStatus | CreatePod | DeletePod | ApplyService | EmitEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`actions` are carried out in order and stop at the first that fails: what is written first is what a
+    restarted operator needs to go on."""
+
+    actions: tuple[Action, ...]
+    memory: Memory
+    wake_at: datetime | None = None
+    """When this resource needs another look though nothing happens."""
+
+
+def soonest(*moments: datetime | None) -> datetime | None:
+    return min((moment for moment in moments if moment), default=None)
+
+
+def backoff(failures: int, first: timedelta, longest: timedelta) -> timedelta:
+    """Doubles with every failure, counted from 1."""
+    doublings = min(max(failures - 1, 0), 20)
+    return min(first * (1 << doublings), longest)

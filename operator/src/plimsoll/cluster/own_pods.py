@@ -1,0 +1,159 @@
+"""What is kept of the operator's own pods: more than planning reads, because their fate is told in status.
+
+Times stay RFC 3339 text until they are compared; `at` parses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from plimsoll.actuate import ownership
+
+Object = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a container ended."""
+
+    reason: str
+    exit_code: int
+    message: str
+    time: str
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """The pod's one container."""
+
+    ready: bool = False
+    restarts: int = 0
+    waiting_reason: str = ""
+    waiting_message: str = ""
+    ended: Ended | None = None
+    """Set while the container is not running again."""
+    last_ended: Ended | None = None
+    """The run before the present one."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPod:
+    namespace: str
+    name: str
+    uid: str
+    owner_uid: str
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    created: str
+    terminating: bool
+    node: str
+    """Where it is bound; empty before."""
+    pinned_node: str
+    phase: str
+    reason: str
+    message: str
+    address: str
+    ready: bool
+    unschedulable: str
+    """The scheduler's words while it finds no place; empty otherwise."""
+    unschedulable_since: str
+    container: Container
+
+    @property
+    def component(self) -> str:
+        return self.labels.get(ownership.NAME, "")
+
+    @property
+    def revision(self) -> str:
+        return self.labels.get(ownership.REVISION, "")
+
+    @property
+    def replica(self) -> int:
+        return _number(self.labels.get(ownership.REPLICA))
+
+    @property
+    def stage(self) -> int:
+        return _number(self.labels.get(ownership.STAGE))
+
+    @property
+    def attempt(self) -> int:
+        return _number(self.labels.get(ownership.ATTEMPT))
+
+    @property
+    def finished(self) -> bool:
+        return self.phase in ("Succeeded", "Failed")
+
+
+def _number(text: str | None) -> int:
+    """Labels can be edited by hand; what is no number belongs to no replica of any plan."""
+    return int(text) if text and text.isascii() and text.isdigit() else -1
+
+
+def at(text: str) -> datetime:
+    """The moment a Kubernetes time stands for."""
+    return datetime.fromisoformat(text)
+
+
+def stamp(moment: datetime) -> str:
+    """As metav1.Time: UTC, whole seconds."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def own_pod(obj: Object, pinned_node: str) -> OwnPod:
+    """The view of one of the operator's pods."""
+    meta, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
+    owner: Object = next((ref for ref in meta.get("ownerReferences") or () if ref.get("controller")), {})
+    conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
+    scheduled = conditions.get("PodScheduled", {})
+    stuck = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
+    return OwnPod(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        owner_uid=str(owner.get("uid", "")),
+        labels=dict(meta.get("labels") or {}),
+        annotations={
+            key: value
+            for key, value in (meta.get("annotations") or {}).items()
+            if key.startswith("plimsoll.dev/")
+        },
+        created=meta["creationTimestamp"],
+        terminating=bool(meta.get("deletionTimestamp")),
+        node=spec.get("nodeName") or "",
+        pinned_node=pinned_node,
+        phase=status.get("phase") or "Pending",
+        reason=status.get("reason") or "",
+        message=status.get("message") or "",
+        address=status.get("podIP") or "",
+        ready=conditions.get("Ready", {}).get("status") == "True",
+        unschedulable=str(scheduled.get("message") or "no reason given") if stuck else "",
+        unschedulable_since=str(scheduled.get("lastTransitionTime") or "") if stuck else "",
+        container=_container(next(iter(status.get("containerStatuses") or ()), {})),
+    )
+
+
+def _container(status: Object) -> Container:
+    state = status.get("state") or {}
+    waiting = state.get("waiting") or {}
+    return Container(
+        ready=bool(status.get("ready")),
+        restarts=int(status.get("restartCount") or 0),
+        waiting_reason=waiting.get("reason") or "",
+        waiting_message=waiting.get("message") or "",
+        ended=_ended(state.get("terminated")),
+        last_ended=_ended((status.get("lastState") or {}).get("terminated")),
+    )
+
+
+def _ended(state: Object | None) -> Ended | None:
+    if not state:
+        return None
+    return Ended(
+        reason=state.get("reason") or "Error",
+        exit_code=int(state.get("exitCode") or 0),
+        message=state.get("message") or "",
+        time=state.get("finishedAt") or "",
+    )

@@ -1,0 +1,216 @@
+"""What the operator knows of the cluster: small views in memory, fed by reflectors and kopf, read as frozen
+snapshots.
+
+A change that planning cannot see (a heartbeat, a container's status in somebody else's pod) changes no view,
+so it wakes nobody: `on_change` is called only when a view differs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from plimsoll.actuate.ownership import MANAGED_BY, OPERATOR
+from plimsoll.actuate.revisions import Revision
+from plimsoll.cluster.own_pods import OwnPod, own_pod
+from plimsoll.cluster.resource import Resource, is_newer
+from plimsoll.inventory.nodes import node_view, pod_view
+from plimsoll.inventory.selectors import pinned_node
+from plimsoll.inventory.views import NodeView, PodView
+
+T = TypeVar("T")
+Object = dict[str, Any]
+Key = tuple[str, str]
+"""Namespace and name; the namespace is empty for cluster-wide kinds."""
+
+
+def key_of(obj: Mapping[str, Any]) -> Key:
+    meta = obj["metadata"]
+    return meta.get("namespace") or "", meta["name"]
+
+
+@dataclass(frozen=True, slots=True)
+class PodEntry:
+    """A pod as planning counts it (None when it is finished), and more of it when it is the operator's
+    own."""
+
+    view: PodView | None
+    own: OwnPod | None
+
+
+@dataclass(frozen=True, slots=True)
+class PriorityClass:
+    name: str
+    value: int
+    is_default: bool
+
+
+class View(Generic[T]):
+    """One kind's objects, converted on arrival. Fed by one thread; `lock` is shared by the whole state."""
+
+    def __init__(
+        self, convert: Callable[[Object], T | None], lock: threading.RLock, on_change: Callable[[], None]
+    ) -> None:
+        self._convert, self._lock, self._on_change = convert, lock, on_change
+        self._entries: dict[Key, T] = {}
+
+    def replace(self, objects: Sequence[Object]) -> None:
+        fresh = {key_of(obj): view for obj in objects if (view := self._convert(obj)) is not None}
+        with self._lock:
+            changed, self._entries = fresh != self._entries, fresh
+        if changed:
+            self._on_change()
+
+    def apply(self, event: str, obj: Object) -> None:
+        key = key_of(obj)
+        view = None if event == "DELETED" else self._convert(obj)
+        with self._lock:
+            if self._entries.get(key) == view:
+                return
+            if view is None:
+                del self._entries[key]
+            else:
+                self._entries[key] = view
+        self._on_change()
+
+    def entries(self) -> dict[Key, T]:
+        with self._lock:
+            return dict(self._entries)
+
+
+class Resources(View[Resource]):
+    """LLMDeployments: fed by kopf's events, by fresh lists and by the answers to this program's own writes,
+    so the newest resourceVersion wins whatever the order."""
+
+    def apply(self, event: str, obj: Object) -> None:
+        with self._lock:
+            known = self._entries.get(key_of(obj))
+            if known and known.uid == obj["metadata"]["uid"]:
+                if event != "DELETED" and not is_newer(
+                    obj["metadata"]["resourceVersion"], known.resource_version
+                ):
+                    return
+            elif event == "DELETED":
+                return
+        super().apply(event, obj)
+
+    def replace(self, objects: Sequence[Object]) -> None:
+        # An event that is newer than the list may have arrived while the list was on its way.
+        with self._lock:
+            known = dict(self._entries)
+        fresh: list[Object] = []
+        kept: dict[Key, Resource] = {}
+        for obj in objects:
+            mine = known.get(key_of(obj))
+            meta = obj["metadata"]
+            if (
+                mine
+                and mine.uid == meta["uid"]
+                and not is_newer(meta["resourceVersion"], mine.resource_version)
+            ):
+                kept[mine.key] = mine
+            else:
+                fresh.append(obj)
+        converted = {key_of(obj): Resource.parse(obj) for obj in fresh}
+        with self._lock:
+            changed, self._entries = (kept | converted) != self._entries, kept | converted
+        if changed:
+            self._on_change()
+
+    def learn(self, obj: Object) -> None:
+        """The API server's answer to this program's own write: nothing new, so nobody is woken."""
+        with self._lock:
+            known = self._entries.get(key_of(obj))
+            if known and is_newer(obj["metadata"]["resourceVersion"], known.resource_version):
+                self._entries[known.key] = Resource.parse(obj)
+
+    def drop(self, resource: Resource) -> None:
+        """Forget a resource that the API server no longer has."""
+        with self._lock:
+            if (known := self._entries.get(resource.key)) and known.uid == resource.uid:
+                del self._entries[resource.key]
+
+
+@dataclass(frozen=True)
+class ClusterView:
+    """Everything known at one moment."""
+
+    nodes: tuple[NodeView, ...]
+    pods: Mapping[Key, PodEntry]
+    claims: Mapping[Key, Object]
+    volumes: Mapping[Key, Object]
+    services: Mapping[Key, Object]
+    revisions: Mapping[Key, Revision]
+    priorities: Mapping[str, int]
+    """PriorityClasses by name; the empty name stands for the cluster's default."""
+    resources: Mapping[Key, Resource]
+
+
+class ClusterState:
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        lock = threading.RLock()
+        self._lock = lock
+        self.nodes: View[NodeView] = View(node_view, lock, on_change)
+        self.pods: View[PodEntry] = View(_pod, lock, on_change)
+        self.claims: View[Object] = View(_claim, lock, on_change)
+        self.volumes: View[Object] = View(_volume, lock, on_change)
+        self.services: View[Object] = View(_service, lock, on_change)
+        self.revisions: View[Revision] = View(Revision.parse, lock, on_change)
+        self.priorities: View[PriorityClass] = View(_priority, lock, on_change)
+        self.resources = Resources(Resource.parse, lock, on_change)
+
+    def snapshot(self) -> ClusterView:
+        with self._lock:
+            return ClusterView(
+                nodes=tuple(self.nodes.entries().values()),
+                pods=self.pods.entries(),
+                claims=self.claims.entries(),
+                volumes=self.volumes.entries(),
+                services=self.services.entries(),
+                revisions=self.revisions.entries(),
+                priorities=_by_name(list(self.priorities.entries().values())),
+                resources=self.resources.entries(),
+            )
+
+
+def _pod(obj: Object) -> PodEntry | None:
+    view = pod_view(obj)
+    own: OwnPod | None = None
+    if (obj["metadata"].get("labels") or {}).get(MANAGED_BY) == OPERATOR:
+        own = own_pod(obj, pinned_node((obj.get("spec") or {}).get("affinity")))
+    return PodEntry(view, own) if view or own else None
+
+
+def _slim(obj: Object, spec_fields: Sequence[str], status_fields: Sequence[str] = ()) -> Object:
+    """An object without what nobody reads: managedFields, annotations, and most of spec and status."""
+    meta, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
+    kept = ("name", "namespace", "uid", "labels", "ownerReferences", "deletionTimestamp")
+    return {
+        "metadata": {key: meta[key] for key in kept if key in meta},
+        "spec": {key: spec[key] for key in spec_fields if key in spec},
+        "status": {key: status[key] for key in status_fields if key in status},
+    }
+
+
+def _claim(obj: Object) -> Object:
+    return _slim(obj, ("accessModes", "volumeName"), ("phase",))
+
+
+def _volume(obj: Object) -> Object:
+    return _slim(obj, ("accessModes", "nodeAffinity", "claimRef"), ("phase",))
+
+
+def _service(obj: Object) -> Object:
+    return _slim(obj, ("type", "clusterIP", "selector", "ports", "publishNotReadyAddresses"))
+
+
+def _priority(obj: Object) -> PriorityClass:
+    return PriorityClass(obj["metadata"]["name"], int(obj.get("value") or 0), bool(obj.get("globalDefault")))
+
+
+def _by_name(classes: Sequence[PriorityClass]) -> dict[str, int]:
+    found = {one.name: one.value for one in classes}
+    default = max((one.value for one in classes if one.is_default), default=0)
+    return found | {"": default}

@@ -1,0 +1,80 @@
+"""Events: what changed between the status that was and the status that is, in words for `kubectl describe`.
+
+They are derived from the difference that was just written, so each is told once, also by an operator that is
+restarted in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from plimsoll.api.v1alpha1 import Condition, LLMDeploymentStatus, ReplicaStatus
+from plimsoll.cluster.observed import CreatePod, EmitEvent
+
+
+def events(
+    before: LLMDeploymentStatus, after: LLMDeploymentStatus, creates: Iterable[CreatePod]
+) -> tuple[EmitEvent, ...]:
+    """Events of one step, in the order of the story."""
+    return (
+        *_model(before, after),
+        *_plan(before, after),
+        *_pods(creates),
+        *_failures(before.replica_statuses, after.replica_statuses),
+        *_readiness(before, after),
+    )
+
+
+def _model(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> Iterator[EmitEvent]:
+    was, now = _find(before, "ModelResolved"), _find(after, "ModelResolved")
+    if now and _flipped(was, now):
+        if now.status == "True":
+            yield EmitEvent("ModelResolved", now.message)
+        elif now.status == "False":
+            yield EmitEvent("ModelFailed", f"{now.reason}: {now.message}", warning=True)
+
+
+def _plan(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> Iterator[EmitEvent]:
+    known = {(plan.revision, plan.id) for plan in before.plans}
+    for plan in after.plans:
+        if (plan.revision, plan.id) not in known:
+            yield EmitEvent("Planned", f"{plan.summary} (plan {plan.id})")
+    was, now = _find(before, "Planned"), _find(after, "Planned")
+    if now and now.status == "False" and _flipped(was, now):
+        yield EmitEvent("PlanRejected", f"{now.reason}: {now.message}", warning=True)
+
+
+def _pods(creates: Iterable[CreatePod]) -> Iterator[EmitEvent]:
+    for create in creates:
+        if create.pinned:
+            terms = create.body["spec"]["affinity"]["nodeAffinity"]
+            required = terms["requiredDuringSchedulingIgnoredDuringExecution"]
+            node = required["nodeSelectorTerms"][0]["matchFields"][0]["values"][0]
+            yield EmitEvent("ReplicaCreated", f"pod {create.name} on node {node}")
+
+
+def _failures(before: Iterable[ReplicaStatus], after: Iterable[ReplicaStatus]) -> Iterator[EmitEvent]:
+    known = {status.replica: status.last_failure for status in before}
+    for status in after:
+        failure = status.last_failure
+        if failure and failure != known.get(status.replica):
+            yield EmitEvent(
+                "ReplicaFailed", f"pod {failure.pod}: {failure.reason}: {failure.message}", warning=True
+            )
+
+
+def _readiness(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> Iterator[EmitEvent]:
+    was, now = _find(before, "Ready"), _find(after, "Ready")
+    if now and now.status == "True" and _flipped(was, now):
+        yield EmitEvent("Ready", now.message)
+    was, now = _find(before, "Verified"), _find(after, "Verified")
+    if now and now.status == "False" and _flipped(was, now):
+        yield EmitEvent(now.reason, now.message, warning=True)
+
+
+def _find(status: LLMDeploymentStatus, kind: str) -> Condition | None:
+    return next((condition for condition in status.conditions if condition.type == kind), None)
+
+
+def _flipped(was: Condition | None, now: Condition) -> bool:
+    return was is None or (was.status, was.reason) != (now.status, now.reason)

@@ -1,0 +1,22 @@
+"""What Prometheus reads about the operator itself."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+PLAN_SECONDS = Histogram(
+    "plimsoll_plan_duration_seconds",
+    "Time of one plan over the whole cluster",
+    buckets=(0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+PLANS = Counter("plimsoll_plans_total", "Answers of the planner, one per resource and plan", ["result"])
+ROUNDS = Counter("plimsoll_rounds_total", "Rounds of the planner actor", ["result"])
+API_WRITES = Counter("plimsoll_api_writes_total", "Write requests to the API server", ["kind", "verb"])
+PROMISED_GPUS = Gauge("plimsoll_promised_gpus", "GPUs given to pods that the informer does not show yet")
+PREDICTION_ERROR = Gauge(
+    "plimsoll_prediction_error_permille",
+    "Predicted less measured bytes of the worst rank, in thousandths of the measured bytes",
+    ["namespace", "name", "stage"],
+)
+FEED_SYNCED = Gauge("plimsoll_feed_synced", "1 when the feed has been listed", ["feed"])
+FEED_RELISTS = Counter("plimsoll_feed_relists_total", "Lists of a feed, the first one included", ["feed"])
