@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import Field
 
-from plimsoll.api import crd
+from plimsoll.api import crd, reference
 from plimsoll.api.v1alpha1.fields import Matches, Model, Rule
 
 REPOSITORY = Path(__file__).parents[3]
@@ -61,6 +61,15 @@ def tree() -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("directory", crd.DIRECTORIES, ids=str)
 def test_the_committed_file_is_what_the_models_say(directory: Path) -> None:
     assert (REPOSITORY / directory / crd.FILE_NAME).read_text(encoding="utf-8") == crd.rendered()
+
+
+def test_the_reference_page_is_what_the_crd_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert (REPOSITORY / reference.PATH).read_text(encoding="utf-8") == reference.page()
+    (tmp_path / "docs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert reference.main(["--check"]) == 1
+    assert reference.main([]) == 0
+    assert reference.main(["--check"]) == 0
 
 
 def test_check_tells_a_stale_file_and_writing_mends_it(
