@@ -126,6 +126,8 @@ def namespace(request: pytest.FixtureRequest, kube: Any) -> Iterator[str]:
         if request.node.stash.get(_FAILED, False):
             print(_contents(kube, name))
     finally:
+        # The next test may want the node's CPU: no pod gets its usual half minute to end.
+        core.delete_collection_namespaced_pod(name, grace_period_seconds=1)
         core.delete_namespace(name, propagation_policy="Background")
 
 

@@ -40,7 +40,7 @@ def python_pod(
             "imagePullPolicy": "IfNotPresent",
             "command": ["python", "-c", code],
             "readinessProbe": {"httpGet": {"path": "/", "port": 8000}, "periodSeconds": 1},
-            "resources": {"limits": {"cpu": "1", "memory": "256Mi"}},
+            "resources": {"requests": {"cpu": "50m"}, "limits": {"cpu": "1", "memory": "256Mi"}},
             "volumeMounts": extra.pop("volume_mounts", []),
             "securityContext": {
                 "allowPrivilegeEscalation": False,
