@@ -37,7 +37,11 @@ MEMORY_TOLERANCE_PERCENT = 25
 label in GiB or bytes by a factor of a thousand, another card by a third."""
 PLAUSIBLE_MIB = (1024, 2 * 1024 * 1024)
 WHOLE_ONLY = "this version uses whole GPUs only"
-_STRATEGIES = {"time-slicing": Sharing.TIME_SLICING, "mps": Sharing.MPS}
+_STRATEGIES = {
+    "time-slicing": Sharing.TIME_SLICING,
+    "time-sharing": Sharing.TIME_SLICING,  # GKE's word
+    "mps": Sharing.MPS,
+}
 
 
 class _LabelError(ValueError):
@@ -198,9 +202,7 @@ def _memory_mib(labels: Mapping[str, str], name: str, known: Product | None) -> 
         sizes = [size for size in known.memory_mib if _agrees(nominal, size)] if known else []
         if sizes:
             return min(nominal, *sizes)
-        raise _LabelError(
-            f"label {KARPENTER}memory={instance} does not agree with product {name}: expected {MEMORY}"
-        )
+        raise _LabelError(f"label {KARPENTER}memory={instance} contradicts product {name}: expected {MEMORY}")
     if known:
         return known.memory_mib[0]
     raise _LabelError(f"no label {MEMORY}, and product {name} is not in the table of known GPUs")
