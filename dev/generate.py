@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 ROOT = Path(__file__).parents[1]
 GENERATORS = (
     "plimsoll.api.crd",
+    "plimsoll.api.reference",
     "dev.schemas",
 )
 

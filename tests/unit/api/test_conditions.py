@@ -71,6 +71,10 @@ STORIES = {
         replace(NEW, invalid="spec.model: set exactly one source"),
         "False InvalidSpec", DOWN, "False InvalidSpec", "True InvalidSpec",
     ),
+    "new spec does not parse while the old one serves": Story(
+        replace(SERVING, invalid="spec.model: set exactly one source", desired=0),
+        "False InvalidSpec", UP, "False InvalidSpec", "True InvalidSpec",
+    ),
     "being planned": Story(
         RESOLVED, "Unknown Planning", "Unknown Planning", "True Planning", "Unknown Planning"
     ),
@@ -300,7 +304,7 @@ def test_whatever_is_seen_the_story_is_whole_and_consistent(first: Observation, 
     assert conditions(second, after, now=LATER + timedelta(hours=1)) == after
 
     by_type = {condition.type: condition for condition in after}
-    off = second.suspended or second.plan_only or second.desired == 0
+    off = second.suspended or second.plan_only or (second.desired == 0 and not second.invalid)
     if by_type["Ready"].status == "True":
         assert not off
         assert all(by_type[step].status == "True" for step in ("ModelResolved", "Planned", "Scheduled"))

@@ -93,7 +93,7 @@ class Observation:
 
     generation: int
     desired: int = 1
-    """Replicas wanted."""
+    """Replicas wanted; 0 too when the spec does not parse."""
     existing: int = 0
     """Replicas that have pods, of any revision."""
     ready: int = 0
@@ -191,7 +191,7 @@ def _planned(seen: Observation) -> Finding:
 def _wanted(seen: Observation) -> Finding:
     if seen.plan_only:
         return fails("PlanOnly", "spec.plan.mode is PlanOnly: the plan is in status.plans, no pod is started")
-    if seen.desired == 0:
+    if seen.desired == 0 and not seen.invalid:
         return fails("ScaledToZero", "spec.replicas is 0")
     return holds("Wanted")
 
@@ -258,7 +258,7 @@ def _available(seen: Observation) -> Finding:
     if obstacle and obstacle.holds is None and not seen.existing:
         return obstacle
     promised = max(seen.desired - 1, 1) if seen.promised is None else seen.promised
-    told = f"{seen.ready} of {seen.desired} replicas answer, at least {promised} must"
+    told = f"{seen.ready} replicas answer, at least {promised} must"
     if seen.ready >= promised:
         return holds("MinimumReplicasAvailable", told)
     return fails("MinimumReplicasUnavailable", told)

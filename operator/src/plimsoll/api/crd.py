@@ -256,33 +256,34 @@ def rendered() -> str:
     return text
 
 
+def files() -> dict[Path, str]:
+    """What is committed, by path from the root of the repository."""
+    return {directory / FILE_NAME: rendered() for directory in DIRECTORIES}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the file, or with --check say which copies differ. Returns the exit code: 1 when one differs."""
     parser = argparse.ArgumentParser(
         prog="python -m plimsoll.api.crd", description="Write the CRD from the models."
     )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 when a file is not what would be written"
-    )
-    parser.add_argument(
-        "directories", nargs="*", type=Path, metavar="DIR", help=f"default: {' '.join(map(str, DIRECTORIES))}"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs")
+    parser.add_argument("directory", nargs="?", type=Path, help=f"default: {' '.join(map(str, DIRECTORIES))}")
     options = parser.parse_args(arguments)
+    wanted = {options.directory / FILE_NAME: rendered()} if options.directory else files()
+    return written(wanted, check=options.check)
 
-    text = rendered()
-    stale = False
-    for directory in options.directories or DIRECTORIES:
-        path = directory / FILE_NAME
-        if path.is_file() and path.read_text(encoding="utf-8") == text:
+
+def written(wanted: Mapping[Path, str], *, check: bool) -> int:
+    """Bring files up to date, or only say which are not. Returns an exit code."""
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text("utf-8") != text]
+    for path in stale:
+        if check:
+            print(f"{path} is not what its source says: run `make generate`", file=sys.stderr)
             continue
-        stale = True
-        if options.check:
-            print(f"{path} is not what the models say: run `python -m plimsoll.api.crd`", file=sys.stderr)
-        else:
-            directory.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-            print(f"wrote {path}")
-    return 1 if stale and options.check else 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(wanted[path], encoding="utf-8")
+        print(f"wrote {path}")
+    return 1 if stale and check else 0
 
 
 if __name__ == "__main__":

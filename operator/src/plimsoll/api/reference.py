@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plimsoll.api.crd import open_api_schema
+from plimsoll.api.crd import open_api_schema, written
 from plimsoll.api.v1alpha1 import API_VERSION, KIND
 from plimsoll.api.v1alpha1.fields import INT_OR_STRING, VALIDATIONS
 
@@ -92,19 +92,18 @@ def _italic(text: str) -> str:
     return "*" + text.replace("*", "\\*") + "*"
 
 
+def files() -> dict[Path, str]:
+    """What is committed, by path from the root of the repository."""
+    return {PATH: page()}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page, or with --check say that it differs. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m plimsoll.api.reference", description="Write docs/api.md."
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the page differs")
-    if not parser.parse_args(arguments).check:
-        PATH.write_text(page(), encoding="utf-8")
-        return 0
-    if PATH.is_file() and PATH.read_text(encoding="utf-8") == page():
-        return 0
-    print(f"{PATH} is not what the CRD says: run `python -m plimsoll.api.reference`", file=sys.stderr)
-    return 1
+    return written(files(), check=parser.parse_args(arguments).check)
 
 
 if __name__ == "__main__":
