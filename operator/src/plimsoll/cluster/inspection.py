@@ -20,22 +20,13 @@ from pydantic import ValidationError
 from plimsoll.actuate.ownership import MODEL_KEY
 from plimsoll.actuate.pods import inspect_pod
 from plimsoll.cluster.observed import Action, CreatePod, DeletePod, FailedInspection, Observed, backoff
-from plimsoll.cluster.own_pods import OwnPod, at, stamp
+from plimsoll.cluster.own_pods import CONTAINER_REASONS, IMAGE_REASONS, OwnPod, at, stamp
 from plimsoll.model.facts import PREFIX, FactsUnreadable, InspectFailure, ModelFacts
 
 PASSING = {"HubUnreachable", "ImagePullBackOff", "Unschedulable", "InspectTimedOut", "InspectFailed"}
 """Reasons that may go away by themselves. The others need a person; they are tried again too, but seldom."""
 PASSING_BACKOFF = timedelta(seconds=5), timedelta(minutes=5)
 LASTING_BACKOFF = timedelta(minutes=5), timedelta(hours=1)
-
-IMAGE_REASONS = {
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "ErrImageNeverPull",
-    "InvalidImageName",
-    "RegistryUnavailable",
-}
-STUCK_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 
 
 class Resolution(Enum):
@@ -163,7 +154,7 @@ def _obstacle(pod: OwnPod) -> InspectFailure | None:
     waiting = pod.container.waiting_reason
     if pod.unschedulable:
         return InspectFailure(reason="Unschedulable", message=f"inspect pod {pod.name}: {pod.unschedulable}")
-    if waiting in IMAGE_REASONS or waiting in STUCK_REASONS:
+    if waiting in IMAGE_REASONS or waiting in CONTAINER_REASONS:
         reason = "ImagePullBackOff" if waiting in IMAGE_REASONS else waiting
         return InspectFailure(
             reason=reason, message=f"inspect pod {pod.name}: {waiting}: {pod.container.waiting_message}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from types import MappingProxyType
 from typing import Any
 
 from plimsoll.actuate.pods import PodDefaults
@@ -69,7 +68,7 @@ class Memory:
     inspection: FailedInspection | None = None
     exclusions: tuple[Exclusion, ...] = ()
     refusal: Refusal | None = None
-    attempts: Mapping[Place, int] = field(default_factory=lambda: MappingProxyType({}))
+    attempts: Mapping[Place, int] = field(default_factory=dict)
     """The highest attempt ever seen running: a pod that vanished is made anew under the next number."""
 
 

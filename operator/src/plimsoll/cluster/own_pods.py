@@ -14,6 +14,17 @@ from plimsoll.actuate import ownership
 
 Object = Mapping[str, Any]
 
+IMAGE_REASONS = {
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "ErrImageNeverPull",
+    "InvalidImageName",
+    "RegistryUnavailable",
+}
+"""Why a container waits: its image."""
+CONTAINER_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+"""Why a container waits: it cannot be made, for want of a Secret, say."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ended:

@@ -13,16 +13,15 @@ A replaced revision goes first and the new one follows when it is gone (Recreate
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from types import MappingProxyType
 
 from plimsoll.actuate.pods import worker_pod, worker_pod_name
 from plimsoll.actuate.revisions import Revision
 from plimsoll.api.conditions import Failure
 from plimsoll.api.v1alpha1 import LastFailure, PlanPlacement, PlanStatus, ReplicaStatus
 from plimsoll.cluster.observed import CreatePod, DeletePod, Exclusion, Observed, Place, backoff, soonest
-from plimsoll.cluster.own_pods import OwnPod, at, stamp
+from plimsoll.cluster.own_pods import CONTAINER_REASONS, IMAGE_REASONS, OwnPod, at, stamp
 from plimsoll.inventory.views import Resources
 from plimsoll_worker.launch import ExitReason
 
@@ -30,16 +29,7 @@ RECREATE_BACKOFF = timedelta(seconds=10), timedelta(minutes=5)
 """For pods that end although they should restart in place."""
 BLAMELESS = {"Evicted", "Preempting", "Terminated", "NodeShutdown", "Shutdown", "NodeLost"}
 """Pod reasons that are the node's doing: no back-off."""
-STUCK_REASONS = {
-    "CrashLoopBackOff",
-    "ImagePullBackOff",
-    "ErrImagePull",
-    "ErrImageNeverPull",
-    "InvalidImageName",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "RunContainerError",
-}
+STUCK_REASONS = IMAGE_REASONS | CONTAINER_REASONS | {"CrashLoopBackOff"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +48,7 @@ class Replicas:
     unschedulable: str = ""
     failures: tuple[Failure, ...] = ()
     exclusions: tuple[Exclusion, ...] = ()
-    attempts: Mapping[Place, int] = MappingProxyType({})
+    attempts: Mapping[Place, int] = field(default_factory=dict)
     wake_at: datetime | None = None
     complete: bool = True
     """Every planned place has its pod."""
@@ -260,7 +250,7 @@ def _counted(found: Replicas, observed: Observed, plan: PlanStatus | None) -> Re
             (f"pod {pod.name}: {pod.unschedulable}" for pod in living if pod.unschedulable), ""
         ),
         failures=tuple(failures),
-        attempts=MappingProxyType(attempts),
+        attempts=attempts,
     )
 
 
@@ -296,5 +286,8 @@ def failing(pod: OwnPod) -> Failure | None:
         again = f" (restarted {pod.container.restarts} times)" if pod.container.restarts else ""
         return Failure(ended.reason, f"{ended.message}{again}", pod.name)
     if pod.container.waiting_reason in STUCK_REASONS:
-        return Failure(pod.container.waiting_reason, pod.container.waiting_message, pod.name)
+        # The kubelet swings between the two words while it retries; conditions must not.
+        waiting = pod.container.waiting_reason
+        reason = "ImagePullBackOff" if waiting in IMAGE_REASONS else waiting
+        return Failure(reason, pod.container.waiting_message, pod.name)
     return None
