@@ -8,9 +8,9 @@ of the code, that is one small layer: about a second.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
-import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -33,7 +33,8 @@ def install(image: Image, inside: Inside) -> bool:
     """Make an image known to a containerd; False when it was there already."""
     digests = [layer.digest for layer in image.layers]
     manifest, config = oci.documents(image, [(digest, 0) for digest in digests])
-    if manifest.digest in inside.run([*CTR, "images", "ls", f"name=={image.name}"]):
+    before = _known(image.name, inside)
+    if before == manifest.digest:
         return False
     present = set(inside.run([*CTR, "snapshots", "ls"]).split())
     chain = oci.chain_ids(digests)
@@ -48,7 +49,22 @@ def install(image: Image, inside: Inside) -> bool:
     inside.run([*CTR, "images", "import", "-"], stdin=stream.getvalue())
     for name in made:  # the image holds them now, so they go when it goes
         inside.run([*CTR, "snapshots", "label", name, f"{_ROOTED}="])
+    if before:
+        _forget(before, inside)
     return True
+
+
+def _known(name: str, inside: Inside) -> str:
+    """The manifest's digest of an image that containerd knows by this name, or nothing."""
+    rows = [line.split() for line in inside.run([*CTR, "images", "ls", f"name=={name}"]).splitlines()]
+    return next((row[2] for row in rows if row[0] == name), "")
+
+
+def _forget(manifest: str, inside: Inside) -> None:
+    """Let go of an image that lost its name: the CRI plugin holds each image by its configuration's digest
+    too."""
+    config = json.loads(inside.run([*CTR, "content", "get", manifest]))["config"]["digest"]
+    inside.run([*CTR, "images", "rm", config])
 
 
 def _snapshot(layer: Layer, name: str, parent: str, inside: Inside) -> None:
@@ -59,9 +75,9 @@ def _snapshot(layer: Layer, name: str, parent: str, inside: Inside) -> None:
     if filling in inside.run([*CTR, "snapshots", "ls"]).split():
         inside.run([*CTR, "snapshots", "rm", filling])
     mounts = inside.run([*CTR, "snapshots", "prepare", "--mounts", filling, *([parent] if parent else [])])
-    folder = _folder_of(mounts)
+    filler = _Filling(_folder_of(mounts))
     for entry in layer.entries():
-        _place(entry, folder / entry.path)
+        filler.place(entry)
     inside.run([*CTR, "snapshots", "commit", name, filling])
 
 
@@ -74,23 +90,47 @@ def _folder_of(mounts: str) -> Path:
     return Path(uppers[0] if uppers else mount["Source"])
 
 
-def _place(entry: Entry, path: Path) -> None:
-    for folder in [*reversed(path.parents)]:
-        if not folder.exists():
-            folder.mkdir(mode=EXECUTABLE)
-    if entry.target:
-        path.symlink_to(entry.target)
-    elif entry.source is None:
+class _Filling:
+    """Places entries below a folder; remembers which folders exist, as a layer has thousands of files."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._folders = {root}
+
+    def place(self, entry: Entry) -> None:
+        path = self._root / entry.path
+        self._make_folder(path.parent)
+        if entry.target:
+            path.symlink_to(entry.target)
+        elif entry.source is None:
+            self._make_folder(path)
+            path.chmod(entry.mode)
+        elif isinstance(entry.source, bytes):
+            path.write_bytes(entry.source)
+            path.chmod(entry.mode)
+        else:
+            _link(entry.source.resolve(), entry.mode, path)
+
+    def _make_folder(self, path: Path) -> None:
+        if path in self._folders:
+            return
+        self._make_folder(path.parent)
         path.mkdir(exist_ok=True)
-        path.chmod(entry.mode)
-    elif isinstance(entry.source, bytes):
-        path.write_bytes(entry.source)
-        path.chmod(entry.mode)
-    elif entry.source.stat().st_mode & 0o777 == entry.mode and entry.source.stat().st_uid == 0:
+        path.chmod(EXECUTABLE)
+        self._folders.add(path)
+
+
+def _link(source: Path, mode: int, path: Path) -> None:
+    """Link a file where its mode and owner are right already and the filesystem is the same; copy it
+    elsewhere."""
+    found = source.stat()
+    if found.st_mode & 0o777 == mode and found.st_uid == 0:
         try:
-            os.link(entry.source.resolve(), path)
-        except OSError:  # another filesystem
-            shutil.copy(entry.source, path)
-    else:
-        shutil.copy(entry.source, path)
-        path.chmod(entry.mode)
+            path.hardlink_to(source)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EMLINK):
+                raise
+        else:
+            return
+    shutil.copyfile(source, path)
+    path.chmod(mode)
