@@ -34,7 +34,7 @@ def install(image: Image, inside: Inside) -> bool:
     digests = [layer.digest for layer in image.layers]
     manifest, config = oci.documents(image, [(digest, 0) for digest in digests])
     before = _known(image.name, inside)
-    if before == manifest.digest:
+    if before == config.digest:
         return False
     present = set(inside.run([*CTR, "snapshots", "ls"]).split())
     chain = oci.chain_ids(digests)
@@ -49,22 +49,20 @@ def install(image: Image, inside: Inside) -> bool:
     inside.run([*CTR, "images", "import", "-"], stdin=stream.getvalue())
     for name in made:  # the image holds them now, so they go when it goes
         inside.run([*CTR, "snapshots", "label", name, f"{_ROOTED}="])
-    if before:
-        _forget(before, inside)
+    if before:  # the CRI plugin holds each image by its configuration's digest too
+        inside.run([*CTR, "images", "rm", before])
     return True
 
 
 def _known(name: str, inside: Inside) -> str:
-    """The manifest's digest of an image that containerd knows by this name, or nothing."""
+    """The configuration's digest of an image that containerd knows by this name, or nothing."""
     rows = [line.split() for line in inside.run([*CTR, "images", "ls", f"name=={name}"]).splitlines()]
-    return next((row[2] for row in rows if row[0] == name), "")
-
-
-def _forget(manifest: str, inside: Inside) -> None:
-    """Let go of an image that lost its name: the CRI plugin holds each image by its configuration's digest
-    too."""
-    config = json.loads(inside.run([*CTR, "content", "get", manifest]))["config"]["digest"]
-    inside.run([*CTR, "images", "rm", config])
+    manifest = next((row[2] for row in rows if row[0] == name), "")
+    return (
+        str(json.loads(inside.run([*CTR, "content", "get", manifest]))["config"]["digest"])
+        if manifest
+        else ""
+    )
 
 
 def _snapshot(layer: Layer, name: str, parent: str, inside: Inside) -> None:
