@@ -183,25 +183,24 @@ def headline(
         for option in options:
             failure = by_option[option.name]
             if failure.reason in reasons:
-                return failure.reason, failure.message + _and_below(option, options, failure.reason)
+                below = _runnable_below(request, options) if failure.reason == ENGINE_UNSUPPORTED else ""
+                return failure.reason, failure.message + below
     runnable = [option for option in options if not option.refusal] or list(options)
     largest = max(runnable, key=lambda option: (option.line / option.needed, option.name))
     return INSUFFICIENT_MEMORY, _too_big(request, largest, options, room)
 
 
-def _and_below(option: Option, options: Sequence[Option], reason: str) -> str:
-    """For a refused option: what the engine can run, and why that does not fit."""
-    if reason != ENGINE_UNSUPPORTED:
-        return ""
-    runnable = [
-        other for other in options if not other.refusal and other.draft.weights == option.draft.weights
-    ]
+def _runnable_below(request: DeploymentRequest, options: Sequence[Option]) -> str:
+    """Beside what a newer engine would run: why what this one runs does not fit, and what would."""
+    runnable = [option for option in options if not option.refusal]
     if not runnable:
         return ""
-    largest = max(runnable, key=lambda other: (other.line / other.needed, other.name))
+    largest = max(runnable, key=lambda option: (option.line / option.needed, option.name))
     needed, drawn = words.sizes(largest.needed, largest.line)
     product, tensor = largest.draft.product, largest.draft.tensor_parallel
-    return f"; TP{tensor} needs {needed} a GPU, {product} has a line of {drawn}"
+    found = remedies(request, largest, lambda sized: sized.worst.total <= largest.line)
+    instead = f"; it would fit with {' or '.join(found)}" if found else ""
+    return f"; TP{tensor} needs {needed} a GPU, {product} has a line of {drawn}{instead}"
 
 
 def _even_wider(option: Option, options: Sequence[Option]) -> str:
