@@ -51,6 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--pod-groups", action="store_true", help="serve PodGroup and Workload (scheduling.k8s.io)"
     )
+    up.add_argument(
+        "--provider",
+        choices=["auto", "kind", "process"],
+        default="auto",
+        help="auto: kind where a Docker engine answers, else plain processes",
+    )
     up.set_defaults(run=_up)
 
     down = verbs.add_parser("down", help="end a cluster and remove every trace of it")
@@ -78,7 +84,11 @@ def _name(parser: argparse.ArgumentParser) -> None:
 
 def _up(arguments: argparse.Namespace) -> int:
     wanted = lifecycle.Wanted(
-        arguments.name, nodes.requested(arguments.nodes), arguments.real_node, arguments.pod_groups
+        arguments.name,
+        nodes.requested(arguments.nodes),
+        arguments.real_node,
+        arguments.pod_groups,
+        arguments.provider,
     )
     cluster = lifecycle.up(wanted, lambda line: print(line, file=sys.stderr, flush=True))
     print(f"export KUBECONFIG={shlex.quote(str(cluster.kubeconfig))}")

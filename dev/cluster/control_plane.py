@@ -110,25 +110,32 @@ def start(paths: ClusterPaths, table: ProcessTable, addresses: Addresses, *, pod
     table.wait_ready("etcd", lambda: _answers(f"{etcd}/health"), _START_SECONDS)
     table.wait_ready("kube-apiserver", api.ready, _START_SECONDS)
 
-    ports = {name: free_port() for name in PROCESSES[2:]}
+    ports = {name: free_port() for name in PROCESSES[2:4]}
     table.start("kube-controller-manager", _controller_manager(paths, ports["kube-controller-manager"]))
     table.start("kube-scheduler", _scheduler(paths, ports["kube-scheduler"]))
-    table.start("kwok", _kwok(paths, ports["kwok"]))
     health = {
         "kube-controller-manager": f"https://127.0.0.1:{ports['kube-controller-manager']}/healthz",
         "kube-scheduler": f"https://127.0.0.1:{ports['kube-scheduler']}/readyz",
-        "kwok": f"http://127.0.0.1:{ports['kwok']}/healthz",
     }
 
     def wait(item: tuple[str, str]) -> None:
         table.wait_ready(item[0], lambda: _answers(item[1]), _START_SECONDS)
 
     with ThreadPoolExecutor() as pool:
+        fakes = pool.submit(start_kwok, table, kubeconfig_of(paths, "kwok"))
         list(pool.map(wait, health.items()))
+        fakes.result()
     # Healthy is not yet working: until the service-account controller has made this one, no pod is admitted.
     account = "/api/v1/namespaces/default/serviceaccounts/default"
     table.wait_ready("kube-controller-manager", lambda: api.get(account) is not None, _START_SECONDS)
     return api
+
+
+def start_kwok(table: ProcessTable, kubeconfig: Path) -> None:
+    """Start the imitation of nodes and wait until it is ready."""
+    port = free_port()
+    table.start("kwok", _kwok(kubeconfig, port))
+    table.wait_ready("kwok", lambda: _answers(f"http://127.0.0.1:{port}/healthz"), _START_SECONDS)
 
 
 def _answers(url: str) -> bool:
@@ -237,11 +244,11 @@ def _scheduler(paths: ClusterPaths, port: int) -> list[str | Path]:
     return [binary("kube-scheduler"), f"--config={config}", *_authentication(paths, user, port)]
 
 
-def _kwok(paths: ClusterPaths, port: int) -> list[str | Path]:
+def _kwok(kubeconfig: Path, port: int) -> list[str | Path]:
     """Fake pods get loopback addresses: a process that listens on 0.0.0.0 answers for all of them."""
     return [
         binary("kwok"),
-        f"--kubeconfig={kubeconfig_of(paths, 'kwok')}",
+        f"--kubeconfig={kubeconfig}",
         "--manage-all-nodes=false",
         "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
         "--cidr=127.64.0.1/16",

@@ -19,10 +19,12 @@ class Cluster:
     """A cluster of this machine, running or left behind."""
 
     name: str
-    provider: Provider
-    network: Network | None  # of the real node; None without one
-    pod_groups: bool
-    runtime_root: str = ""  # containerd's root folder, of the real node
+    provider: Provider = "process"
+    pod_groups: bool = False
+    node: str | None = None  # the real node's name
+    host_address: str = "127.0.0.1"  # of this machine, as pods of the real node reach it
+    network: Network | None = None  # of the real node of provider `process`
+    runtime_root: str = ""  # containerd's root folder, likewise
     ready: bool = False
 
     @property
@@ -32,18 +34,6 @@ class Cluster:
     @property
     def kubeconfig(self) -> Path:
         return self.paths.kubeconfig
-
-    @property
-    def node(self) -> str | None:
-        """The real node's name, or None without one."""
-        if self.network is None:
-            return None
-        return f"{self.name}-node"
-
-    @property
-    def host_address(self) -> str:
-        """The address at which pods of the real node reach this machine (and fake pods themselves)."""
-        return self.network.host if self.network else "127.0.0.1"
 
     def save(self) -> None:
         path = self.paths.description

@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
-from dev.cluster import control_plane, node, sandbox
+from dev.cluster import control_plane, kind, node, sandbox
 from dev.cluster.api import ApiServer
 from dev.cluster.binaries import binary
 from dev.cluster.description import Cluster, load
@@ -38,6 +38,7 @@ class Wanted:
     nodes: list[dict[str, Any]] = field(default_factory=list)
     real_node: bool = False
     pod_groups: bool = False
+    provider: Literal["auto", "kind", "process"] = "auto"
 
 
 def _quiet(_: str) -> None:
@@ -58,7 +59,11 @@ def up(wanted: Wanted, tell: Tell = _quiet) -> Cluster:
             return running
         _clear(paths)
         try:
-            return _up(wanted, tell)
+            started = time.monotonic()
+            cluster = _up_kind(wanted) if _uses_kind(wanted) else _up_processes(wanted, tell)
+            replace(cluster, ready=True).save()
+            tell(f"cluster {cluster.name} is up after {time.monotonic() - started:.1f} s")
+            return load(wanted.name)
         except BaseException:  # Ctrl-C too: half a cluster is of no use to anybody
             _clear(paths, keep_logs=True)
             raise
@@ -113,7 +118,7 @@ def _running(wanted: Wanted) -> Cluster | None:
     processes = running(wanted.name)
     if not (cluster.ready and all(processes.values()) and ApiServer(cluster.kubeconfig).ready()):
         return None
-    if wanted.real_node and cluster.network is None:
+    if wanted.real_node and cluster.node is None:
         raise ClusterError(
             f"cluster {wanted.name} is up without a real node; `down` it first or take another --name"
         )
@@ -124,13 +129,29 @@ def _running(wanted: Wanted) -> Cluster | None:
     return cluster
 
 
-def _up(wanted: Wanted, tell: Tell) -> Cluster:
+def _uses_kind(wanted: Wanted) -> bool:
+    return wanted.provider == "kind" or (wanted.provider == "auto" and kind.engine_answers())
+
+
+def _up_kind(wanted: Wanted) -> Cluster:
+    cluster = Cluster(wanted.name, "kind", wanted.pod_groups, node=kind.node_name(wanted.name))
+    cluster.save()
+    cluster = kind.create(cluster)
+    table = ProcessTable(cluster.paths)
+    api = ApiServer(cluster.kubeconfig)
+    control_plane.start_kwok(table, cluster.kubeconfig)
+    _create_nodes(api, wanted.nodes)
+    _wait_schedulable(api, table, wanted.nodes)
+    return cluster
+
+
+def _up_processes(wanted: Wanted, tell: Tell) -> Cluster:
     started = time.monotonic()
     for program in control_plane.PROCESSES:
         binary(program)
     paths = ClusterPaths(wanted.name)
     table = ProcessTable(paths)
-    cluster = Cluster(wanted.name, "process", None, wanted.pod_groups)
+    cluster = Cluster(wanted.name, pod_groups=wanted.pod_groups)
     cluster.save()
     if wanted.real_node:
         cluster = node.prepare(cluster, table)
@@ -146,11 +167,7 @@ def _up(wanted: Wanted, tell: Tell) -> Cluster:
             node.start(cluster, table, api)
             tell(f"node {cluster.node} ready after {time.monotonic() - started:.1f} s")
         fakes.result()
-        names = [body["metadata"]["name"] for body in wanted.nodes]
-        table.wait_ready("kwok", lambda: _schedulable(api, names), _NODES_SECONDS)
-    cluster = replace(cluster, ready=True)
-    cluster.save()
-    tell(f"cluster {cluster.name} is up after {time.monotonic() - started:.1f} s")
+        _wait_schedulable(api, table, wanted.nodes)
     return cluster
 
 
@@ -165,6 +182,11 @@ def _addresses(cluster: Cluster) -> control_plane.Addresses:
 def _create_nodes(api: ApiServer, nodes: list[dict[str, Any]]) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda body: api.create("/api/v1/nodes", body), nodes))
+
+
+def _wait_schedulable(api: ApiServer, table: ProcessTable, nodes: list[dict[str, Any]]) -> None:
+    names = [body["metadata"]["name"] for body in nodes]
+    table.wait_ready("kwok", lambda: _schedulable(api, names), _NODES_SECONDS)
 
 
 def _schedulable(api: ApiServer, names: list[str]) -> bool:
@@ -182,6 +204,8 @@ def _clear(paths: ClusterPaths, *, keep_logs: bool = False) -> None:
     began.
     """
     ProcessTable(paths).end_all()
+    if paths.description.is_file() and load(paths.name).provider == "kind":
+        kind.delete(paths)
     if sys.platform == "linux" and os.geteuid() == 0:
         sandbox.clear(paths)
     if not paths.root.exists():

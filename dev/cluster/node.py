@@ -33,10 +33,12 @@ def prepare(cluster: Cluster, table: ProcessTable) -> Cluster:
         binary(program)
     with network.choosing(), runtime_root.claimed() as claim:
         chosen = network.choose()
-        cluster = replace(cluster, network=chosen, runtime_root=str(claim.root))
+        name = f"{cluster.name}-node"
+        cluster = replace(
+            cluster, node=name, host_address=chosen.host, network=chosen, runtime_root=str(claim.root)
+        )
         cluster.save()
-        assert cluster.node is not None
-        sandbox.create(cluster.paths, table, chosen, cluster.node, [claim.descriptor])
+        sandbox.create(cluster.paths, table, chosen, name, [claim.descriptor])
     return cluster
 
 

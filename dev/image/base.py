@@ -66,7 +66,7 @@ def _entries(libraries: dict[str, Path]) -> Iterator[Entry]:
     yield Entry("usr/local/bin/python3", target=PYTHON)
     standard = prefix / "lib" / PYTHON
     yield from tree(standard, f"usr/local/lib/{PYTHON}", skip=_LEFT_OUT)
-    yield Entry(SITE_PACKAGES)
+    yield Entry(SITE_PACKAGES, mode=EXECUTABLE)
     for path, source in sorted(libraries.items()):
         yield Entry(path, source, EXECUTABLE)
     yield Entry("etc/passwd", f"root:x:0:0::/:/none\nnonroot:x:{USER}:{USER}::/tmp:/none\n".encode())

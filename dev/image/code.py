@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import py_compile
 import sys
@@ -36,7 +37,10 @@ def layer(packages: Sequence[Path]) -> Layer:
     for name, content in sorted(files.items()):
         digest.update(f"{name} {len(content)}\n".encode() + content)
     command = OPERATOR in packages
-    return Layer(f"code-{digest.hexdigest()}", lambda: _entries(files, command=command))
+    # Once only: the same source compiles to bytecode that differs in a few bits from one time to the next.
+    return Layer(
+        f"code-{digest.hexdigest()}", functools.cache(lambda: tuple(_entries(files, command=command)))
+    )
 
 
 def _metadata() -> tuple[str, bytes]:

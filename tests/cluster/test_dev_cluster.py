@@ -151,7 +151,7 @@ def nothing() -> dict[str, object]:
 
 def up_in_a_process(name: str) -> subprocess.Popen[bytes]:
     real = ["--real-node"] if sys.platform == "linux" and os.geteuid() == 0 else []
-    command = [sys.executable, "-m", "dev.cluster", "up", "--name", name, "--nodes", "2", *real]
+    command = [sys.executable, "-m", "dev.cluster", "up", "--name", name, "--nodes", "2", "--provider", "process", *real]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
