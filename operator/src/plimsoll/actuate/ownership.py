@@ -20,8 +20,9 @@ REVISION = "plimsoll.dev/revision"
 REPLICA = "plimsoll.dev/replica"
 STAGE = "plimsoll.dev/stage"
 ATTEMPT = "plimsoll.dev/attempt"
-PLAN_ID = "plimsoll.dev/plan-id"
-"""Annotation on worker pods: the plan they were started from."""
+PLAN = "plimsoll.dev/plan"
+"""Annotation on worker pods: the plan they were started from, without places. A lost status is rebuilt from
+it."""
 MODEL_KEY = "plimsoll.dev/model-key"
 """Label on inspect pods: which source they read."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plimsoll.actuate.launches import HUB_FOLDER, MODELS, launch
-from plimsoll.actuate.ownership import INSPECT, PLAN_ID, WORKER, Owner, digest, labels, metadata
+from plimsoll.actuate.ownership import INSPECT, PLAN, WORKER, Owner, digest, labels, metadata
 from plimsoll.actuate.revisions import Revision, model_key
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec, PlanPlacement, PlanStatus, SecretKeyRef
 from plimsoll.inventory.views import Resources
@@ -117,7 +117,8 @@ def worker_pod(
         attempt=str(attempt),
     )
     name = worker_pod_name(revision.name, placement.replica, placement.stage, attempt)
-    annotations = dict(overlay.annotations) | {PLAN_ID: plan.id}
+    unplaced = plan.model_copy(update={"placements": [], "rejected": []})
+    annotations = dict(overlay.annotations) | {PLAN: unplaced.model_dump_json(by_alias=True)}
     volumes, mounts = _scratch()
     volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": str(SHARED_MEMORY_BYTES)}})
     mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 - the pod's own emptyDir

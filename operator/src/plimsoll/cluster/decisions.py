@@ -15,6 +15,7 @@ from plimsoll.actuate.revisions import Revision
 from plimsoll.cluster.inspection import inspect_model
 from plimsoll.cluster.lifecycle import wanted
 from plimsoll.cluster.observed import Observed
+from plimsoll.cluster.targets import plans_in_force
 from plimsoll.inventory.views import NodeView, PodView
 from plimsoll.planning.plan import plan
 from plimsoll.planning.snapshot import Decision, DeploymentRequest, Snapshot
@@ -55,7 +56,6 @@ def decide(observed: Iterable[Observed], room: Room) -> Mapping[str, Decision]:
 def request_for(observed: Observed, revision: Revision, priorities: Mapping[str, int]) -> DeploymentRequest:
     resource = observed.resource
     assert resource.spec is not None, "only resources that parse are planned"
-    told = {plan.revision: plan for plan in resource.status.plans}
     priority_class = resource.spec.placement.priority_class_name
     return DeploymentRequest(
         uid=resource.uid,
@@ -68,7 +68,7 @@ def request_for(observed: Observed, revision: Revision, priorities: Mapping[str,
         facts=revision.facts,
         revision=revision.name,
         volume=observed.volume,
-        current=told.get(revision.name),
+        current=plans_in_force(observed).get(revision.name),
         excluded_nodes=frozenset(
             exclusion.node for exclusion in observed.memory.exclusions if exclusion.until > observed.now
         ),

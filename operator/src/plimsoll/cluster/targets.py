@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
+from plimsoll.actuate.ownership import PLAN
 from plimsoll.actuate.revisions import Revision
 from plimsoll.api.v1alpha1 import PlanPlacement, PlanStatus
 from plimsoll.cluster.observed import Observed
@@ -29,12 +32,46 @@ class Target:
 
 
 def choose_target(observed: Observed, revision: Revision | None) -> Target:
-    told = {plan.revision: plan for plan in observed.resource.status.plans}
+    told = plans_in_force(observed)
     name = revision.name if revision else ""
     plan = _with_living_places(observed, told.get(name)) if revision else None
     older = [told[old] for old in _serving(observed.worker_pods) if old in told and old != name]
     plans = (*older[: MAX_PLANS - 1], *((plan,) if plan else ()))
     return Target(plan, plans, _current(observed, older, plan), name)
+
+
+def plans_in_force(observed: Observed) -> dict[str, PlanStatus]:
+    """What was decided before, by revision: from status, and where status was lost from the pods
+    themselves."""
+    told = {plan.revision: plan for plan in observed.resource.status.plans}
+    for pod in _living(observed.worker_pods):
+        if pod.revision not in told and (plan := _recovered(pod.revision, observed.worker_pods)):
+            told[pod.revision] = plan
+    return told
+
+
+def _living(pods: Iterable[OwnPod]) -> list[OwnPod]:
+    return [pod for pod in pods if not pod.terminating and not pod.finished]
+
+
+def _recovered(revision: str, pods: Iterable[OwnPod]) -> PlanStatus | None:
+    """The plan that pods carry in an annotation, with the places where they are."""
+    mine = [pod for pod in _living(pods) if pod.revision == revision]
+    for pod in mine:
+        try:
+            plan = PlanStatus.model_validate_json(pod.annotations.get(PLAN, ""))
+        except ValidationError:
+            continue
+        gpus = plan.tensor_parallel if plan.resource_name else 0
+        places = {
+            (one.replica, one.stage): PlanPlacement(
+                replica=one.replica, stage=one.stage, node=one.node or one.pinned_node, gpus=gpus
+            )
+            for one in mine
+            if one.replica >= 0 and one.stage >= 0
+        }
+        return plan.model_copy(update={"revision": revision, "placements": _ordered(places.values())})
+    return None
 
 
 def _with_living_places(observed: Observed, told: PlanStatus | None) -> PlanStatus | None:
@@ -48,8 +85,8 @@ def _with_living_places(observed: Observed, told: PlanStatus | None) -> PlanStat
     wanted = spec.replicas if spec else 0
     living = {
         (pod.replica, pod.node or pod.pinned_node)
-        for pod in observed.worker_pods
-        if pod.revision == told.revision and not pod.terminating and not pod.finished
+        for pod in _living(observed.worker_pods)
+        if pod.revision == told.revision
     }
     kept = [
         placement
