@@ -13,7 +13,7 @@ from plimsoll.api.v1alpha1 import LLMDeployment, PlanStatus
 from plimsoll.cli.live import Cluster, ContextOption, NamespaceOption
 from plimsoll.cli.manifests import Objects, read_deployment
 from plimsoll.cli.output import ExitCode, Format, OutputOption, write
-from plimsoll.cli.plan_table import print_arithmetic, print_nodes, print_plan, print_rejected
+from plimsoll.cli.plan_table import page, print_arithmetic, print_nodes, print_plan, print_rejected
 from plimsoll.planning.explain import pictures, stage_sums
 from plimsoll_worker.launch import Device
 
@@ -33,7 +33,7 @@ def command(
     if output is not Format.TABLE:
         write(deployment.status.to_dict(), output)
     else:
-        console = Console(highlight=False, soft_wrap=True)
+        console = page()
         for plan in deployment.status.plans:
             _print(console, cluster, where, name, deployment, plan)
         _print_conditions(console, deployment)

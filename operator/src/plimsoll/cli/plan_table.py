@@ -14,13 +14,20 @@ from plimsoll.planning.snapshot import Decision, DeploymentRequest, Snapshot
 from plimsoll.planning.words import listed
 from plimsoll_worker.launch import Device
 
+LOG_COLUMNS = 140
 MAX_PICTURED = 24
 """Rows drawn; the nodes that the plan uses come first."""
 
 
+def page() -> Console:
+    """Standard output. Into a pipe or a log, tables are as wide as their formulas need."""
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=LOG_COLUMNS)
+
+
 def print_decision(request: DeploymentRequest, decision: Decision, snapshot: Snapshot) -> None:
     """The whole answer of `plimsoll plan`."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = page()
     if decision.plan is not None:
         print_plan(console, request.name, decision.plan, request.spec)
         print_arithmetic(console, stage_sums(decision.plan, request.spec, request.facts))

@@ -1,0 +1,79 @@
+"""A plan told again: the terms add up to the plan's own bytes, measured bytes stand beside them, pictures
+count GPUs."""
+
+from __future__ import annotations
+
+from tests.unit.planning.builders import L4, decide_one, gpu_node, llama, node, pod, request, spec
+
+from plimsoll.api.v1alpha1 import MeasuredStage, PlanStatus
+from plimsoll.planning.explain import pictures, reasons, stage_sums
+from plimsoll_worker.launch import Device, MeasuredMemory
+
+
+def planned(**fields: object) -> PlanStatus:
+    found = decide_one([gpu_node("h"), node("n")], request(**fields)).plan  # type: ignore[arg-type]
+    assert found is not None
+    return found
+
+
+def test_the_terms_of_every_category_add_up_to_the_prediction() -> None:
+    chosen = planned()
+    (stage,) = stage_sums(chosen, spec(), llama())
+    for category in stage.categories:
+        assert sum(term.bytes for term in category.terms) == category.predicted
+    assert sum(category.predicted for category in stage.categories) == stage.total == chosen.memory[0].total
+    assert stage.spare == chosen.memory[0].line - stage.total
+
+
+def test_without_facts_the_bytes_are_told_and_the_formulas_are_not() -> None:
+    (stage,) = stage_sums(planned(), spec())
+    assert all(category.terms == () for category in stage.categories)
+    assert stage.categories[0].predicted > 0
+
+
+def test_measured_bytes_stand_beside_the_predicted() -> None:
+    chosen = planned()
+    seen = MeasuredMemory(**chosen.memory[0].predicted.model_dump() | {"weights": 1000}, unattributed=77)
+    measured = MeasuredStage(
+        stage=0,
+        bytes=seen,
+        kv_cache_tokens=chosen.kv_cache_tokens,
+        device=Device.GPU,
+        weights=chosen.weights,
+        tensor_parallel=1,
+        pipeline_parallel=1,
+        error_permille=5,
+    )
+    (stage,) = stage_sums(chosen, spec(), llama(), [measured])
+    by_name = {category.category: category.measured for category in stage.categories}
+    assert by_name["weights"] == 1000
+    assert by_name["unattributed"] == 77
+    assert stage.measured_total == seen.total
+
+
+def test_the_reasons_say_precision_cache_and_gpu() -> None:
+    weights, cache, gpu = reasons(planned(), spec())
+    assert "BF16" in weights
+    assert "65536 tokens: 8 sequences of 8192" in cache
+    assert "1 GPU of NVIDIA-H100-80GB-HBM3 a replica" in gpu
+
+
+def test_the_reasons_on_cpu_speak_of_the_container() -> None:
+    cpu = {"device": "CPU"}
+    *_, container = reasons(planned(placement=cpu, facts=llama(1)), spec(placement=cpu))
+    assert "the container asks for" in container
+
+
+def test_a_picture_counts_taken_planned_and_free() -> None:
+    chosen = planned()
+    drawn = {
+        picture.node: picture.drawn
+        for picture in pictures([gpu_node("l", L4, 4), gpu_node("h")], [pod("x", "h", gpus=3)], chosen)
+    }
+    assert drawn == {"h": "###P....", "l": "...."}
+
+
+def test_the_plans_own_pods_are_not_counted_twice() -> None:
+    own = pod("mine", "h", gpus=1, owner="uid-a")
+    (picture,) = pictures([gpu_node("h")], [own], planned(), "uid-a")
+    assert picture.drawn == "P......."
