@@ -12,6 +12,7 @@ import pytest
 import yaml
 from tests.charts.conftest import CHARTS, Run
 
+from plimsoll.cluster import kube
 from plimsoll.settings import Settings
 
 Objects = list[dict[str, Any]]
@@ -121,13 +122,27 @@ def test_ports_and_probes_move_together(render: Render) -> None:
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
 
 
-def test_the_operator_has_the_least_rights(render: Render) -> None:
-    allowed = {
+def rights(objects: Objects) -> dict[tuple[str, str], set[str]]:
+    """The operator's verbs by group and resource."""
+    return {
         (group, resource): set(rule["verbs"])
-        for rule in one(render(), "ClusterRole", "plimsoll")["rules"]
+        for rule in one(objects, "ClusterRole", "plimsoll")["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
     }
+
+
+def test_the_operator_may_touch_what_its_code_names_and_no_other_kind(render: Render) -> None:
+    named = {
+        (kind.group_version.rpartition("/")[0], kind.plural)
+        for kind in vars(kube).values()
+        if isinstance(kind, kube.Kind)
+    }
+    assert named == {(group, resource) for group, resource in rights(render()) if "/" not in resource}
+
+
+def test_the_operator_has_the_least_rights(render: Render) -> None:
+    allowed = rights(render())
     assert not [pair for pair, verbs in allowed.items() if "*" in (*pair, *verbs)]
     resources = {resource for _, resource in allowed}
     assert resources.isdisjoint({"secrets", "configmaps", "pods/exec", "serviceaccounts", "clusterroles"})
