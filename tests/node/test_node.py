@@ -4,15 +4,21 @@ count on."""
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dev.cluster import sandbox
 from dev.cluster.binaries import binary
 from dev.cluster.description import Cluster
+from dev.cluster.paths import REPOSITORY
+from dev.image import containerd, images
+from dev.image.layers import Entry, Image, Layer
 from kubernetes import client
 
 pytestmark = pytest.mark.node
@@ -196,3 +202,25 @@ def test_an_extended_resource_on_the_real_node_is_counted(
         "the pod with the resource ran",
         lambda: core.read_namespaced_pod("p", namespace),
     )
+
+
+@pytest.mark.parametrize(("folder", "image"), [("operator", images.operator), ("worker", images.worker)])
+def test_a_dockerfile_says_what_our_own_image_says(folder: str, image: Callable[[], Image]) -> None:
+    text = (REPOSITORY / folder / "Dockerfile").read_text().replace("\\\n", " ")
+    config = image().config
+    settings = {line.split("=", 1)[0]: line.split("=", 1)[1] for line in config["Env"]}
+    [environment] = re.findall(r"^ENV (.*)$", text, re.MULTILINE)
+    for name, value in (word.split("=", 1) for word in environment.split()):
+        assert settings[name] == value
+    assert json.loads(re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)[0]) == config["Entrypoint"]
+    assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == [config["User"]]
+    assert f"requirements/{folder}.txt" in text
+
+
+def test_an_image_of_unchanged_code_is_not_loaded_again(cluster: Cluster, operator_image: str) -> None:
+    inside = sandbox.find(cluster.paths)
+    assert inside is not None
+    assert not containerd.install(images.operator(), inside)
+    small = Image("plimsoll.dev/probe:dev", (Layer(f"probe-{time.time_ns()}", lambda: [Entry("a", b"1")]),))
+    assert containerd.install(small, inside)
+    assert not containerd.install(small, inside)
