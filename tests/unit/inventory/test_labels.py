@@ -100,6 +100,13 @@ WHOLE: dict[str, tuple[dict[str, str], int, str, int, tuple[int, int]]] = {
         183359,
         (10, 0),
     ),
+    "EKS Auto Mode L4 (docs)": (
+        {"eks.amazonaws.com/instance-gpu-name": "l4", "eks.amazonaws.com/instance-gpu-memory": "22888"},
+        8,
+        "l4",
+        22888,
+        (8, 9),
+    ),
     "GKE (docs)": (
         {f"{GKE}accelerator": "nvidia-h100-80gb", f"{GKE}accelerator-count": "8"},
         8,

@@ -27,11 +27,13 @@ REPLICAS, STRATEGY = "nvidia.com/gpu.replicas", "nvidia.com/gpu.sharing-strategy
 MAJOR, MINOR = "nvidia.com/gpu.compute.major", "nvidia.com/gpu.compute.minor"
 HAMI_ANNOTATIONS = ("hami.io/node-nvidia-register", "hami.io/node-handshake", "4pd.io/node-nvidia-register")
 HAMI_RESOURCES = ("nvidia.com/gpumem", "nvidia.com/gpumem-percentage", "nvidia.com/gpucores")
-KARPENTER = "karpenter.k8s.aws/instance-gpu-"
+EC2 = ("karpenter.k8s.aws/instance-gpu-", "eks.amazonaws.com/instance-gpu-")
+"""Karpenter's labels, and EKS Auto Mode's for the same."""
 GKE = "cloud.google.com/gke-"
-PRODUCT_LABELS = (PRODUCT, GKE + "accelerator", KARPENTER + "name", "gpu.nvidia.com/model")
+PRODUCT_LABELS = (PRODUCT, GKE + "accelerator", *(key + "name" for key in EC2), "gpu.nvidia.com/model")
 """Who names the product, most trusted first. The last is CoreWeave's."""
-COUNT_LABELS = (COUNT, GKE + "accelerator-count", KARPENTER + "count")
+COUNT_LABELS = (COUNT, GKE + "accelerator-count", *(key + "count" for key in EC2))
+EC2_MEMORY_LABELS = tuple(key + "memory" for key in EC2)
 MEMORY_TOLERANCE_PERCENT = 25
 """A memory label further than this from the product's own size is a contradiction: drivers differ by 2 %, a
 label in GiB or bytes by a factor of a thousand, another card by a third."""
@@ -196,16 +198,20 @@ def _compute_capability(labels: Mapping[str, str], known: Product | None) -> tup
 def _memory_mib(labels: Mapping[str, str], name: str, known: Product | None) -> int:
     if MEMORY in labels:
         return _memory_label(labels[MEMORY], name, known)
-    if (instance := labels.get(KARPENTER + "memory", "")) and re.fullmatch(r"[0-9]{1,7}", instance):
-        # EC2's figures are the card's nominal memory; NVML tells up to 6 % less.
-        nominal = int(instance)
-        sizes = [size for size in known.memory_mib if _agrees(nominal, size)] if known else []
-        if sizes:
-            return min(nominal, *sizes)
-        raise _LabelError(f"label {KARPENTER}memory={instance} contradicts product {name}: expected {MEMORY}")
+    if source := _first(labels, EC2_MEMORY_LABELS):
+        return _ec2_memory(source, labels[source], name, known)
     if known:
         return known.memory_mib[0]
     raise _LabelError(f"no label {MEMORY}, and product {name} is not in the table of known GPUs")
+
+
+def _ec2_memory(source: str, text: str, name: str, known: Product | None) -> int:
+    """EC2 tells the card's nominal memory; NVML, which decides, up to 6 % less."""
+    nominal = int(text) if re.fullmatch(r"[0-9]{1,7}", text) else 0
+    sizes = [size for size in known.memory_mib if _agrees(nominal, size)] if known else []
+    if not sizes:
+        raise _LabelError(f"label {source}={text} contradicts product {name}: expected {MEMORY}")
+    return min(nominal, *sizes)
 
 
 def _memory_label(text: str, name: str, known: Product | None) -> int:

@@ -92,8 +92,9 @@ def _check(
 ) -> None:
     """Counts everything afresh, from the snapshot: an over-booked node is a fault of the planner, never a
     plan."""
-    spoken_for = {pod.uid for held in kept.values() for entry in held for pod in entry.pods}
-    free = free_by_node(snapshot.nodes, (pod for pod in snapshot.pods if pod.uid not in spoken_for))
+    # By name, not by uid: a promised pod has none yet.
+    spoken_for = {_key(pod) for held in kept.values() for entry in held for pod in entry.pods}
+    free = free_by_node(snapshot.nodes, (pod for pod in snapshot.pods if _key(pod) not in spoken_for))
     promised: dict[str, Resources] = {}
     for request in holding:
         standing = {(e.placement.replica, e.placement.stage): e for e in kept[request.uid]}
@@ -109,3 +110,7 @@ def _check(
                 promised[placement.node] = add(promised.get(placement.node, Resources()), amount)
     problem = overbooked(free, promised)
     assert not problem, problem
+
+
+def _key(pod: PodView) -> tuple[str, str]:
+    return pod.namespace, pod.name
