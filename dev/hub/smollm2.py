@@ -39,8 +39,13 @@ def smollm2_folder(cache: Path = CACHE) -> Path:
     # Beside the target and renamed at the end: an interrupted conversion leaves no half model behind.
     staging = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=cache))
     try:
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        model.save_pretrained(staging)
+        read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # transformers 5 marks what it read from a GGUF as quantized and refuses to save it, widened or not.
+        if hasattr(read.config, "quantization_config"):
+            del read.config.quantization_config
+        plain = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
+        plain.load_state_dict(read.state_dict())
+        plain.save_pretrained(staging)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(staging)
         shutil.rmtree(folder, ignore_errors=True)
         staging.rename(folder)

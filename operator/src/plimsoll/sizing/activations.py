@@ -17,25 +17,32 @@ MLP_COPIES = 3
 """gate, up and their product."""
 SAMPLING_BYTES = 4 + 4
 """Per logit: FP32 logits and probabilities, besides the logits in the compute precision."""
+MASK_BYTES = 1
+"""Per query and key: true where a query may look. The kernel widens it to the compute precision once more."""
 
 
-def layer_peak(facts: ModelFacts, *, tokens: int, precision: Precision, tensor: int) -> tuple[int, str]:
-    """Bytes alive inside the widest layer for `tokens` tokens on one rank, and the formula with its numbers.
+def layer_peak(
+    facts: ModelFacts, *, tokens: int, context: int, precision: Precision, tensor: int
+) -> tuple[int, str]:
+    """Bytes alive inside the widest layer for a chunk of `tokens` at the end of `context` tokens, on one
+    rank, and the formula with its numbers.
 
-    tokens × width × (2 × hidden + max(q + k + v + attention output, 3 × intermediate)).
+    tokens × width × 2 hidden + the larger of attention (q, k, v and output of the chunk; the mask and the
+    gathered K and V of the whole context) and MLP (tokens × width × 3 intermediate).
     """
-    heads = facts.heads // tensor
-    attention = max(
-        (2 * heads * layer.key_dim) + kv_heads_per_rank(layer, tensor) * (layer.key_dim + layer.value_dim)
-        for layer in facts.layers
-    )
+    width, heads = precision.bytes, facts.heads // tensor
+    kv = max(kv_heads_per_rank(layer, tensor) * (layer.key_dim + layer.value_dim) for layer in facts.layers)
+    projected = max(2 * heads * layer.key_dim for layer in facts.layers) + kv
     mlp = MLP_COPIES * facts.intermediate // tensor
-    size = tokens * precision.bytes * (RESIDUAL_COPIES * facts.hidden + max(attention, mlp))
-    formula = (
-        f"{tokens} tokens × {precision.bytes} B × ({RESIDUAL_COPIES} × {facts.hidden} hidden"
-        f" + max({attention} attention, {mlp} MLP))"
-    )
-    return size, formula
+    queries, mask = min(tokens, context), MASK_BYTES + width
+    attention = tokens * width * projected + queries * context * mask + context * kv * width
+    size = tokens * width * RESIDUAL_COPIES * facts.hidden + max(attention, tokens * width * mlp)
+    if attention > tokens * width * mlp:
+        gathered = f"{queries} × {context} mask × {mask} B + {context} × {kv} K, V × {width} B"
+        wider = f"{projected} attention) + {gathered}"
+    else:
+        wider = f"{mlp} MLP)"
+    return size, f"{tokens} tokens × {width} B × ({RESIDUAL_COPIES} × {facts.hidden} hidden + {wider}"
 
 
 def logits_peak(facts: ModelFacts, *, rows: int, precision: Precision) -> tuple[int, str]:

@@ -226,6 +226,7 @@ def _activation_terms(
     size, formula = layer_peak(
         facts,
         tokens=workload.max_batched_tokens,
+        context=workload.max_context_tokens,
         precision=configuration.weights,
         tensor=configuration.tensor_parallel,
     )
