@@ -77,3 +77,12 @@ def test_the_plans_own_pods_are_not_counted_twice() -> None:
     own = pod("mine", "h", gpus=1, owner="uid-a")
     (picture,) = pictures([gpu_node("h")], [own], planned(), "uid-a")
     assert picture.drawn == "P......."
+
+
+def test_a_plan_of_an_older_version_keeps_its_bytes_and_the_difference_shows() -> None:
+    chosen = planned()
+    older = chosen.memory[0].predicted.model_copy(update={"runtime": 1000})
+    stale = chosen.model_copy(update={"memory": [chosen.memory[0].model_copy(update={"predicted": older})]})
+    (stage,) = stage_sums(stale, spec(), llama())
+    (runtime,) = [category for category in stage.categories if category.category == "runtime"]
+    assert (runtime.predicted, runtime.recomputed) == (1000, chosen.memory[0].predicted.runtime)

@@ -61,9 +61,12 @@ def _print(
 
 
 def _print_conditions(console: Console, deployment: LLMDeployment) -> None:
+    told: set[str] = set()
     for condition in deployment.status.conditions:
         if condition.type in ("Ready", "Planned", "Verified") and condition.status != "True":
-            console.print(f"{condition.type}={condition.status} {condition.reason}: {condition.message}")
+            if condition.message not in told:
+                console.print(f"{condition.type}={condition.status} {condition.reason}: {condition.message}")
+            told.add(condition.message)
 
 
 def _print_nodes(console: Console, objects: Objects, deployment: LLMDeployment, uid: str) -> None:

@@ -64,7 +64,10 @@ def print_arithmetic(console: Console, stages: Sequence[StageSum]) -> None:
         if measured:
             table.add_column("measured", justify="right", no_wrap=True)
         for category in stage.categories:
-            how = "\n".join(term.formula for term in category.terms)
+            lines = [term.formula for term in category.terms]
+            if category.terms and category.recomputed != category.predicted:
+                lines.append(f"this version computes {gib(category.recomputed)}; the plan is an older one's")
+            how = "\n".join(lines)
             seen = [gib(category.measured or 0)] if measured else []
             table.add_row(category.category, how, gib(category.predicted), *seen)
         table.add_section()

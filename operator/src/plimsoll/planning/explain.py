@@ -33,6 +33,11 @@ class CategorySum:
     """What it is made of; empty when the model's facts are not at hand."""
     measured: int | None = None
 
+    @property
+    def recomputed(self) -> int:
+        """What this version predicts; a plan in force keeps the bytes it was made with."""
+        return sum(term.bytes for term in self.terms)
+
 
 @dataclass(frozen=True, slots=True)
 class StageSum:
