@@ -28,6 +28,7 @@ from dev.cluster.processes import ProcessTable
 
 Tell = Callable[[str], None]
 _NODES_SECONDS = 120.0
+_PORT_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,30 @@ def up(wanted: Wanted, tell: Tell = _quiet) -> Cluster:
             tell(f"cluster {wanted.name} is up already")
             _create_nodes(ApiServer(running.kubeconfig), wanted.nodes)
             return running
+        if paths.description.is_file():
+            tell(f"cluster {wanted.name} was left half alive; it is cleared away and made anew")
+        started = time.monotonic()
+        cluster = _up_from_nothing(wanted, tell)
+        tell(f"cluster {cluster.name} is up after {time.monotonic() - started:.1f} s")
+        return cluster
+
+
+def _up_from_nothing(wanted: Wanted, tell: Tell) -> Cluster:
+    paths = ClusterPaths(wanted.name)
+    attempt = 0
+    while True:
+        attempt += 1
         _clear(paths)
         try:
-            started = time.monotonic()
             cluster = _up_kind(wanted) if _uses_kind(wanted) else _up_processes(wanted, tell)
-            replace(cluster, ready=True).save()
-            tell(f"cluster {cluster.name} is up after {time.monotonic() - started:.1f} s")
-            return load(wanted.name)
-        except BaseException:  # Ctrl-C too: half a cluster is of no use to anybody
+            cluster = replace(cluster, ready=True)
+            cluster.save()
+            return cluster
+        except BaseException as error:  # Ctrl-C too: half a cluster is of no use to anybody
             _clear(paths, keep_logs=True)
+            # Ports are found by asking for a free one; between that and its use, anybody may take it.
+            if attempt < _PORT_ATTEMPTS and "address already in use" in str(error):
+                continue
             raise
 
 
@@ -116,7 +132,9 @@ def _running(wanted: Wanted) -> Cluster | None:
         return None
     cluster = load(wanted.name)
     processes = running(wanted.name)
-    if not (cluster.ready and all(processes.values()) and ApiServer(cluster.kubeconfig).ready()):
+    essential = (*control_plane.PROCESSES, *node.PROCESSES)
+    ended = [name for name, alive in processes.items() if name in essential and not alive]
+    if not cluster.ready or ended or not ApiServer(cluster.kubeconfig).ready():
         return None
     if wanted.real_node and cluster.node is None:
         raise ClusterError(

@@ -7,6 +7,8 @@ its service account. Images are not pulled; `dev.image` puts them into container
 from __future__ import annotations
 
 import json
+import os
+import sys
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +24,20 @@ from dev.cluster.processes import ProcessTable
 from dev.image import containerd as images
 from dev.image import pause
 
+PROCESSES = (sandbox.HOLDER, "containerd", "kubelet", "kube-proxy", "coredns")
 _CONTAINERD_SECONDS = 30.0
 _NODE_SECONDS = 60.0
 
 
+def possible() -> bool:
+    """Whether this machine can run a kubelet: as root, on Linux."""
+    return sys.platform == "linux" and os.geteuid() == 0
+
+
 def prepare(cluster: Cluster, table: ProcessTable) -> Cluster:
     """Make the node's world and say which addresses it took; nothing of Kubernetes runs in it yet."""
+    if not possible():
+        raise ClusterError("a real node needs root on Linux; leave out --real-node, or use --provider kind")
     packages.ensure()
     for program in ("kubelet", "kube-proxy", "coredns", "pause"):
         binary(program)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -29,12 +30,13 @@ def ensure() -> None:
     words = " ".join(missing)
     if shutil.which("apt-get") is None:
         raise MissingProgramError(f"the real node needs (by their Debian names) {words}; install them")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     print(f"installing {words} with apt-get", file=sys.stderr, flush=True)
     for command in (
         ["apt-get", "update", "-q"],
         ["apt-get", "install", "-qy", "--no-install-recommends", *missing],
     ):
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if answer.returncode != 0:
             raise MissingProgramError(f"{' '.join(command)} failed: {answer.stderr.strip()[-500:]}")
     if left := _missing():

@@ -15,11 +15,12 @@ from typing import Any
 
 import psutil
 import pytest
-from dev.cluster import lifecycle
-from dev.cluster.errors import ClusterError, InvalidNodesError
+from dev.cluster import lifecycle, node
+from dev.cluster.binaries import binary
+from dev.cluster.errors import ClusterError, InvalidNodesError, MissingProgramError, ProcessError
 from dev.cluster.nodes import DEMO, NodePool, cycle, expand, load_pools
 from dev.cluster.paths import ClusterPaths
-from dev.cluster.processes import MARK
+from dev.cluster.processes import MARK, ProcessTable
 from kubernetes import client
 
 pytestmark = pytest.mark.cluster
@@ -119,6 +120,51 @@ def test_a_bad_cluster_name_is_refused() -> None:
         ClusterPaths("No Such")
 
 
+def test_a_program_is_looked_up_as_envtest_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assets, single = tmp_path / "assets", tmp_path / "my-etcd"
+    assets.mkdir()
+    for path in (assets / "etcd", assets / "kube-apiserver", single):
+        path.touch()
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(assets))
+    monkeypatch.setenv("TEST_ASSET_ETCD", str(single))
+    assert binary("etcd") == single
+    assert binary("kube-apiserver") == assets / "kube-apiserver"
+
+
+def test_a_program_that_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_ASSET_ETCD", str(tmp_path / "gone"))
+    with pytest.raises(MissingProgramError, match="TEST_ASSET_ETCD names .*gone"):
+        binary("etcd")
+    with pytest.raises(MissingProgramError, match="no program 'minikube' is known; known are coredns, etcd"):
+        binary("minikube")
+
+
+def test_an_ended_process_is_named_with_the_end_of_its_log(wait_for: Callable[..., Any]) -> None:
+    table = ProcessTable(ClusterPaths(f"test-{os.getpid()}-table"))
+    try:
+        table.start("talker", [sys.executable, "-c", "raise SystemExit('port 1 is taken')"])
+        with pytest.raises(
+            ProcessError, match=r"(?s)talker ended before it was ready; .*talker.log.*port 1 is taken"
+        ):
+            table.wait_ready("talker", lambda: False, 20)
+    finally:
+        lifecycle.down(f"test-{os.getpid()}-table")
+
+
+def test_a_recycled_pid_is_left_alone() -> None:
+    paths = ClusterPaths(f"test-{os.getpid()}-recycled")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
+        try:
+            paths.pids.mkdir(parents=True)
+            record = {"pid": stranger.pid, "started": psutil.Process(stranger.pid).create_time() - 60}
+            (paths.pids / "etcd.json").write_text(json.dumps(record))
+            lifecycle.down(paths.name)
+            assert stranger.poll() is None
+        finally:
+            stranger.communicate(b"\n")
+    assert stranger.returncode == 0
+
+
 def traces(name: str) -> dict[str, object]:
     """What a cluster of that name has on this machine: processes, and every kind of kernel object by its
     name.
@@ -149,19 +195,45 @@ def nothing() -> dict[str, object]:
     return {"processes": [], "files": False, **linux}
 
 
+def machine() -> dict[str, object]:
+    """What a kubelet or a proxy could change of the machine itself: kernel settings and firewall rules."""
+    if not node.possible():
+        return {}
+    settings = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops")
+    rules = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout
+    return {
+        "settings": [Path("/proc/sys", name).read_text() for name in (*settings, "net/ipv4/ip_forward")],
+        "rules": [line for line in rules.splitlines() if line.startswith("-A")],
+    }
+
+
 def up_in_a_process(name: str) -> subprocess.Popen[bytes]:
-    real = ["--real-node"] if sys.platform == "linux" and os.geteuid() == 0 else []
-    command = [sys.executable, "-m", "dev.cluster", "up", "--name", name, "--nodes", "2", "--provider", "process", *real]
+    real = ["--real-node"] if node.possible() else []
+    command = [
+        sys.executable,
+        "-m",
+        "dev.cluster",
+        "up",
+        "--name",
+        name,
+        "--nodes",
+        "2",
+        "--provider",
+        "process",
+        *real,
+    ]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def test_down_leaves_nothing_behind_and_may_be_repeated() -> None:
     name = f"test-{os.getpid()}-down"
+    before = machine()
     with up_in_a_process(name) as up:
         assert up.wait(120) == 0
     try:
         assert traces(name) != nothing()
         assert all(lifecycle.running(name).values())
+        assert machine() == before
     finally:
         assert lifecycle.down(name)
     assert traces(name) == nothing()
@@ -171,7 +243,7 @@ def test_down_leaves_nothing_behind_and_may_be_repeated() -> None:
 @pytest.mark.parametrize("process", ["node-holder", "etcd", "kube-apiserver", "kwok", "kubelet"])
 def test_down_clears_what_a_killed_up_left(process: str, wait_for: Callable[..., Any]) -> None:
     """`up` is killed the moment that a process of it exists; `down` finds everything all the same."""
-    if process in ("node-holder", "kubelet") and not (sys.platform == "linux" and os.geteuid() == 0):
+    if process in ("node-holder", "kubelet") and not node.possible():
         process = "etcd"  # without a real node, these are the first and last that there are
     name = f"test-{os.getpid()}-crash"
     with up_in_a_process(name) as up:
