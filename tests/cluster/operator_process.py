@@ -1,0 +1,60 @@
+"""The operator as a process of its own, so that a test can kill it like a node that loses power."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+
+class OperatorProcess:
+    """`python -m plimsoll` against a kubeconfig. Started at once; its log is appended to `log`."""
+
+    def __init__(self, kubeconfig: Path, log: Path, **settings: str) -> None:
+        self.log = log
+        self._health, self._metrics = _free_port(), _free_port()
+        environment = os.environ | {
+            "KUBECONFIG": str(kubeconfig),
+            "PLIMSOLL_HEALTH_PORT": str(self._health),
+            "PLIMSOLL_METRICS_PORT": str(self._metrics),
+            **{f"PLIMSOLL_{name.upper()}": value for name, value in settings.items()},
+        }
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "plimsoll"], env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is finished, nothing is said. May be called twice."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGKILL)
+        self._process.wait(timeout=10)
+
+    def stop(self) -> int:
+        """SIGTERM, as a kubelet would; the exit code."""
+        self._process.terminate()
+        return self._process.wait(timeout=30)
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def ready(self) -> bool:
+        """Whether every feed is synced."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics}/readyz", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
