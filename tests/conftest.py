@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import pytest
 import yaml
-from dev.cluster import kind, lifecycle, node
+from dev.cluster import binaries, kind, lifecycle, node
 from dev.cluster.description import Cluster, load
 
 T = TypeVar("T")
@@ -42,6 +42,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build what is missing before the first test: on a new machine it takes longer than any test may."""
+    needed = any("cluster" in getattr(item, "fixturenames", ()) for item in session.items)
+    if needed and not session.config.option.collectonly and not os.environ.get(USE_RUNNING):
+        capture = session.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            binaries.build_all()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

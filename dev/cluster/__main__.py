@@ -12,8 +12,7 @@ from types import FrameType
 
 import yaml
 
-from dev.cluster import lifecycle, nodes
-from dev.cluster.binaries import binary
+from dev.cluster import binaries, lifecycle, nodes
 from dev.cluster.description import load
 from dev.cluster.errors import ClusterError
 from dev.cluster.paths import cluster_names
@@ -70,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     _name(kubeconfig)
     kubeconfig.set_defaults(run=_kubeconfig)
 
+    build = verbs.add_parser("build", help="build every program now, which `up` would do when it needs one")
+    build.set_defaults(run=_build)
+
     expand = verbs.add_parser("nodes", help="print the Node objects that --nodes would create")
     expand.add_argument("nodes", metavar="N|FILE")
     expand.set_defaults(run=_nodes)
@@ -92,7 +94,7 @@ def _up(arguments: argparse.Namespace) -> int:
     )
     cluster = lifecycle.up(wanted, lambda line: print(line, file=sys.stderr, flush=True))
     print(f"export KUBECONFIG={shlex.quote(str(cluster.kubeconfig))}")
-    print(f"export PATH={shlex.quote(str(binary('kubectl').parent))}:$PATH  # kubectl")
+    print(f"export PATH={shlex.quote(str(binaries.binary('kubectl').parent))}:$PATH  # kubectl")
     return 0
 
 
@@ -118,6 +120,11 @@ def _status(_: argparse.Namespace) -> int:
 
 def _kubeconfig(arguments: argparse.Namespace) -> int:
     print(load(arguments.name).kubeconfig)
+    return 0
+
+
+def _build(_: argparse.Namespace) -> int:
+    binaries.build_all()
     return 0
 
 

@@ -95,7 +95,8 @@ def find(paths: ClusterPaths) -> Sandbox | None:
         return None
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in unshare.children():
-            if any(word.endswith("holder.py") for word in child.cmdline()):
+            # Before it becomes Python, the child is a copy of `unshare`, and /proc is not mounted yet.
+            if "-I" in child.cmdline()[:2]:
                 return Sandbox(paths, child.pid)
     return None
 

@@ -133,7 +133,7 @@ def test_a_program_is_looked_up_as_envtest_does(tmp_path: Path, monkeypatch: pyt
 
 def test_a_program_that_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_ASSET_ETCD", str(tmp_path / "gone"))
-    with pytest.raises(MissingProgramError, match="TEST_ASSET_ETCD names .*gone"):
+    with pytest.raises(MissingProgramError, match=r"TEST_ASSET_ETCD names .*gone"):
         binary("etcd")
     with pytest.raises(MissingProgramError, match="no program 'minikube' is known; known are coredns, etcd"):
         binary("minikube")
