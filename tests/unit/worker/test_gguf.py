@@ -1,0 +1,220 @@
+"""GGUF files: every element type, the layout of q and k, metadata, and files that are damaged."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf.constants import GGMLQuantizationType
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plimsoll_worker.config import FrequencyFactors, LinearScaling, Llama3Scaling
+from plimsoll_worker.errors import ModelNotFound, ModelUnreadable, ModelUnsupported
+from plimsoll_worker.layers.rotary import inverse_frequencies
+from plimsoll_worker.loading.checkpoint import open_checkpoint
+from plimsoll_worker.loading.gguf import halves_from_pairs
+from plimsoll_worker.loading.gguf_file import GgufFile
+
+HIDDEN, HEADS, KV_HEADS, INNER, LAYERS, VOCAB = 64, 4, 2, 96, 2, 50
+METADATA: dict[str, int | float | str] = {
+    "llama.block_count": LAYERS,
+    "llama.context_length": 128,
+    "llama.embedding_length": HIDDEN,
+    "llama.feed_forward_length": INNER,
+    "llama.attention.head_count": HEADS,
+    "llama.attention.head_count_kv": KV_HEADS,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+}
+
+
+def write(
+    path: Path,
+    *,
+    kind: GGMLQuantizationType = GGMLQuantizationType.F32,
+    metadata: Mapping[str, Any] = METADATA,
+    more: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    architecture: str = "llama",
+) -> dict[str, np.ndarray[Any, Any]]:
+    """A small llama GGUF with matrices of `kind`; returns what was written, before quantisation."""
+    random = np.random.default_rng(3)
+    shapes = {"token_embd.weight": (VOCAB, HIDDEN), "output_norm.weight": (HIDDEN,)}
+    for layer in range(LAYERS):
+        shapes |= {
+            f"blk.{layer}.attn_norm.weight": (HIDDEN,),
+            f"blk.{layer}.attn_q.weight": (HIDDEN, HIDDEN),
+            f"blk.{layer}.attn_k.weight": (HIDDEN // 2, HIDDEN),
+            f"blk.{layer}.attn_v.weight": (HIDDEN // 2, HIDDEN),
+            f"blk.{layer}.attn_output.weight": (HIDDEN, HIDDEN),
+            f"blk.{layer}.ffn_norm.weight": (HIDDEN,),
+            f"blk.{layer}.ffn_gate.weight": (INNER, HIDDEN),
+            f"blk.{layer}.ffn_up.weight": (INNER, HIDDEN),
+            f"blk.{layer}.ffn_down.weight": (HIDDEN, INNER),
+        }
+    tensors = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    tensors |= more or {}
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in metadata.items():
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+        add(key, value)
+    for name, tensor in tensors.items():
+        if tensor.ndim == 1 or kind is GGMLQuantizationType.F32:
+            writer.add_tensor(name, tensor)
+        else:
+            writer.add_tensor(name, gguf.quantize(tensor, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tensors
+
+
+def half(raw: bytes) -> float:
+    value: float = struct.unpack("<e", raw)[0]
+    return value
+
+
+def by_the_book(kind: str, raw: bytes) -> list[float]:
+    """One block dequantised from the description of its struct in ggml-common.h, number by number."""
+    if kind == "Q8_0":
+        return [np.float32(half(raw[:2])) * np.float32(q) for q in struct.unpack("<32b", raw[2:])]
+    quants = raw[2:] if kind == "Q4_0" else raw[4:]
+    nibbles = [byte & 15 for byte in quants] + [byte >> 4 for byte in quants]
+    scale = np.float32(half(raw[:2]))
+    if kind == "Q4_0":
+        return [scale * np.float32(nibble - 8) for nibble in nibbles]
+    return [scale * np.float32(nibble) + np.float32(half(raw[2:4])) for nibble in nibbles]
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q8_0"])
+def test_blocks_are_dequantised_as_the_format_says(name: str, tmp_path: Path) -> None:
+    kind = GGMLQuantizationType[name]
+    written = write(tmp_path / "m.gguf", kind=kind)
+    file = GgufFile(tmp_path / "m.gguf")
+    for tensor in ("token_embd.weight", "blk.1.ffn_down.weight"):
+        raw = gguf.quantize(written[tensor], kind).tobytes()
+        size = gguf.GGML_QUANT_SIZES[kind][1]
+        expected = [
+            value for at in range(0, len(raw), size) for value in by_the_book(name, raw[at : at + size])
+        ]
+        assert file.read(tensor).flatten().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("F32", torch.float32), ("F16", torch.float16), ("BF16", torch.bfloat16)]
+)
+def test_plain_types_are_read_as_they_are(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    written = write(tmp_path / "m.gguf", kind=GGMLQuantizationType[name])
+    read = GgufFile(tmp_path / "m.gguf").read("token_embd.weight")
+    assert read.dtype == dtype
+    assert torch.equal(read, torch.from_numpy(written["token_embd.weight"]).to(dtype))
+
+
+def test_a_large_tensor_is_dequantised_in_slabs_without_a_seam(tmp_path: Path) -> None:
+    kind = GGMLQuantizationType.Q8_0
+    large = np.random.default_rng(1).normal(size=(5000, 416)).astype(np.float32)
+    write(tmp_path / "m.gguf", kind=kind, more={"large.weight": large})
+    expected = gguf.dequantize(gguf.quantize(large, kind), kind)
+    assert torch.equal(GgufFile(tmp_path / "m.gguf").read("large.weight"), torch.from_numpy(expected))
+
+
+@settings(max_examples=30, deadline=None)
+@given(heads=st.integers(1, 5), half_width=st.integers(1, 6), columns=st.integers(1, 4))
+def test_the_permutation_of_q_and_k_is_undone(heads: int, half_width: int, columns: int) -> None:
+    rows = heads * half_width * 2
+    original = torch.arange(rows * columns).reshape(rows, columns)
+    # llama.cpp, convert_hf_to_gguf.py, LlamaModel.permute
+    permuted = original.reshape(heads, 2, half_width, columns).swapaxes(1, 2).reshape(rows, columns)
+    assert torch.equal(halves_from_pairs(permuted, heads), original)
+
+
+def test_rope_factors_of_the_file_equal_llama3_scaling(tmp_path: Path) -> None:
+    scaling = Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=64)
+    plain = inverse_frequencies(16, 10000.0, None)
+    # As llama.cpp's converter writes them: what each plain frequency is divided by.
+    factors = (plain / inverse_frequencies(16, 10000.0, scaling)).numpy()
+    write(tmp_path / "m.gguf", more={"rope_freqs.weight": factors})
+    config = open_checkpoint(tmp_path / "m.gguf").config
+    assert isinstance(config.rope_scaling, FrequencyFactors)
+    torch.testing.assert_close(
+        inverse_frequencies(16, 10000.0, config.rope_scaling), inverse_frequencies(16, 10000.0, scaling)
+    )
+
+
+LINEAR = {
+    "typed": {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+    "untyped": {"llama.rope.scaling.factor": 4.0},
+    "old key": {"llama.rope.scale_linear": 4.0},
+}
+
+
+@pytest.mark.parametrize("keys", LINEAR.values(), ids=LINEAR.keys())
+def test_linear_scaling_is_found_under_all_its_keys(keys: Mapping[str, Any], tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", metadata={**METADATA, **keys})
+    assert open_checkpoint(tmp_path).config.rope_scaling == LinearScaling(4.0)
+
+
+def test_a_head_of_its_own_is_not_tied(tmp_path: Path) -> None:
+    head = np.ones((VOCAB, HIDDEN), dtype=np.float32)
+    write(tmp_path / "m.gguf", more={"output.weight": head})
+    checkpoint = open_checkpoint(tmp_path)
+    assert not checkpoint.config.tied
+    assert "lm_head.weight" in checkpoint.names()
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "experts": ({"metadata": {**METADATA, "llama.expert_count": 8}}, "llama.expert_count"),
+    "partial rotary": ({"metadata": {**METADATA, "llama.rope.dimension_count": 8}}, "rope.dimension_count"),
+    "yarn": ({"metadata": {**METADATA, "llama.rope.scaling.type": "yarn"}}, "rope.scaling.type"),
+    "architecture": ({"architecture": "gpt2"}, "general.architecture"),
+    "element type": ({"kind": GGMLQuantizationType.Q5_0}, "is Q5_0"),
+    "split": ({"metadata": {**METADATA, "split.count": 3}}, "split.count"),
+}
+
+
+@pytest.mark.parametrize(("how", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_not_implemented_is_refused_by_name(
+    how: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "m.gguf", **how)
+    with pytest.raises(ModelUnsupported, match=message):
+        open_checkpoint(tmp_path / "m.gguf")
+
+
+def test_a_tensor_without_a_place_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", more={"blk.0.attn_q_norm.weight": np.ones(16, dtype=np.float32)})
+    with pytest.raises(ModelUnsupported, match=r"blk\.0\.attn_q_norm\.weight"):
+        open_checkpoint(tmp_path / "m.gguf").names()
+
+
+@pytest.mark.parametrize("part", [0.0, 0.0001, 0.001, 0.01, 0.2, 0.7, 0.999])
+def test_a_truncated_file_is_refused_by_name_wherever_it_ends(part: float, tmp_path: Path) -> None:
+    write(tmp_path / "whole.gguf")
+    content = (tmp_path / "whole.gguf").read_bytes()
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(content[: math.floor(len(content) * part)])
+    with pytest.raises(ModelUnreadable, match=r"cut\.gguf"):
+        open_checkpoint(cut)
+
+
+def test_something_else_than_gguf_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"PK\x03\x04 a zip file, say")
+    with pytest.raises(ModelUnreadable, match="expected b'GGUF'"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_folder_must_hold_one_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match=r"neither config\.json nor"):
+        open_checkpoint(tmp_path)
+    for name in ("a.gguf", "b.gguf"):
+        write(tmp_path / name)
+    with pytest.raises(ModelNotFound, match=r"found 2 GGUF files \(a\.gguf, b\.gguf\)"):
+        open_checkpoint(tmp_path)
+    with pytest.raises(ModelNotFound, match="no such file"):
+        open_checkpoint(tmp_path / "c.gguf")
