@@ -17,7 +17,7 @@ from plimsoll.model.json_text import parse_object
 
 MAX_CONFIG_BYTES = 1_000_000
 MAX_WIDTH = 2**31
-MAX_LAYERS = 10_000
+MAX_LAYERS = 1000
 
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
