@@ -1,4 +1,4 @@
-"""`make generate`: every committed file that has a source elsewhere is written from it; `--check` only compares.
+"""`make generate`: every committed file that has a source is written from it; `--check` only compares.
 
 Each generator is a module with `files() -> Mapping[Path, str]`: path relative to the repository's root, and content.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
-from collections.abc import Callable, Mapping
 
 ROOT = Path(__file__).parents[1]
 GENERATORS = (

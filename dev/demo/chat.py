@@ -37,7 +37,5 @@ def stream(url: str, model: str, question: str = QUESTION) -> str:
     ended = time.monotonic()
     if first is not None and tokens > 1:
         rate = (tokens - 1) / (ended - first)
-        print(
-            f"\n({tokens} tokens, the first after {first - asked:.2f} s, then {rate:.1f} a second on this CPU)"
-        )
+        print(f"\n({tokens} tokens, the first after {first - asked:.2f} s, then {rate:.1f} a second)")
     return "".join(answer)

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct on a local PersistentVolume: a real model, from a package that carries its GGUF file."""
+"""SmolLM2-135M-Instruct on a local PersistentVolume: a real model, from a package that carries its file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dev.hub.smollm2 import GGUF, smollm2_gguf
 
 
 def place_model(folder: Path) -> Path:
-    """Copy the model into `folder`, readable for every user: worker pods do not run as root. Returns the folder."""
+    """Copy the model into `folder`, readable for every user: workers do not run as root. Returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / GGUF
     if not target.exists():

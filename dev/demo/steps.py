@@ -1,5 +1,6 @@
-"""What the demo does to the cluster, one function a step. Everything a user could do by hand, by the same means:
-Helm, kubectl, the plimsoll command."""
+"""What the demo does to the cluster, one function a step: what a user would do by hand, by the same means:
+Helm, kubectl, the plimsoll command.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ def require_node() -> None:
 
 
 def run(cluster: Cluster, program: str, arguments: Sequence[str], stdin: str | None = None) -> str:
-    """Output of kubectl, helm or plimsoll against the cluster. Raises DemoError with what the program said."""
+    """Output of kubectl, helm or plimsoll against the cluster. Raises DemoError with what it said."""
     path = Path(sys.executable).parent / "plimsoll" if program == "plimsoll" else binary(program)
     environment = os.environ | {
         "KUBECONFIG": str(cluster.kubeconfig),
@@ -82,7 +83,7 @@ def provide_images(cluster: Cluster, tell: Tell) -> None:
 
 
 def start_hub(cluster: Cluster, tell: Tell) -> str:
-    """The local hub as a process of the cluster, so that `down` ends it. Returns its address as pods see it."""
+    """The local hub as a process of the cluster, so that `down` ends it. Returns its address for pods."""
     table = ProcessTable(cluster.paths)
     log = table.log("hub")
     if not any(process.name == "hub" and process.find() for process in table.recorded()):
@@ -148,8 +149,9 @@ def install(cluster: Cluster, hub: str, tell: Tell) -> None:
                 SYSTEM,
                 "--create-namespace",
                 *values,
-            ]
-            + ["--wait", "--timeout=3m"],
+                "--wait",
+                "--timeout=3m",
+            ],
         )
         tell(f"helm upgrade --install {release} {chart} -n {SYSTEM}")
 

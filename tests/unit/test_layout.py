@@ -9,12 +9,12 @@ ROOT = Path(__file__).parents[2]
 
 def test_operator_folder_is_no_package() -> None:
     assert not (ROOT / "operator" / "__init__.py").exists(), (
-        "operator/__init__.py would shadow the standard library's `operator` for every program started in the root"
+        "operator/__init__.py would shadow the standard library's `operator` for programs started in the root"
     )
 
 
 def test_standard_library_operator_wins_in_the_root() -> None:
-    code = "import operator, sys; sys.exit(0 if operator.__file__.endswith('operator.py') else operator.__file__)"
+    code = "import operator; assert operator.__file__.endswith('operator.py'), operator.__file__"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
