@@ -1,6 +1,6 @@
 """`make generate`: every committed file that has a source is written from it; `--check` only compares.
 
-Each generator is a module with `files() -> Mapping[Path, str]`: path relative to the repository's root, and content.
+Each generator is a module with `files() -> Mapping[Path, str]`: path relative to the root, and content.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The JSON Schemas under docs/schemas/, from the models that cross the border between operator, pods and people."""
+"""The JSON Schemas under docs/schemas/, from the models that operator and pods hand to each other."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from dev.hub.smollm2 import GGUF, smollm2_gguf
 
 
 def place_model(folder: Path) -> Path:
-    """Copy the model into `folder`, readable for every user: workers do not run as root. Returns the folder."""
+    """Copy the model into `folder`, readable for every user: workers are not root. Returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / GGUF
     if not target.exists():
