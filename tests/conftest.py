@@ -6,6 +6,8 @@ fails, unless PLIMSOLL_ALLOW_MISSING_TIERS says that this is known.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import re
 import signal
@@ -15,10 +17,12 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
 
+import psutil
 import pytest
 import yaml
 from dev.cluster import binaries, kind, lifecycle, node
 from dev.cluster.description import Cluster, load
+from dev.cluster.paths import cluster_names
 
 T = TypeVar("T")
 POLL_SECONDS = 0.1
@@ -29,6 +33,7 @@ _MISSING = pytest.StashKey[dict[str, str]]()
 _FAILED = pytest.StashKey[bool]()
 
 
+@functools.cache
 def has_real_node() -> bool:
     """Whether this machine can run a kubelet, by itself or in a container."""
     return node.possible() or kind.engine_answers()
@@ -81,13 +86,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A real cluster: API server, scheduler, controllers, kwok, and a real node where this machine can run
-    one.
-    """
+    """A real cluster: API server, scheduler, controllers, kwok, and where this machine can, a real node."""
     given = os.environ.get(USE_RUNNING)
     if given:
         yield load(given)
         return
+    _clear_orphans()
     name = f"test-{os.getpid()}"
     try:
         yield lifecycle.up(
@@ -95,6 +99,14 @@ def cluster() -> Iterator[Cluster]:
         )
     finally:
         lifecycle.down(name)
+
+
+def _clear_orphans() -> None:
+    """End the clusters of test runs that were killed before they could."""
+    for name in cluster_names():
+        run = re.fullmatch(r"test-(\d+)(-.*)?", name)
+        if run and not psutil.pid_exists(int(run[1])):
+            lifecycle.down(name)
 
 
 @pytest.fixture(scope="session")
@@ -184,4 +196,9 @@ def _contents(kube: Any, namespace: str) -> str:
         core.list_namespaced_persistent_volume_claim(namespace),
         core.list_namespaced_event(namespace),
     ]
+    with contextlib.suppress(client.ApiException):  # a cluster without our CRD has none
+        custom = client.CustomObjectsApi(kube)
+        lists.insert(
+            0, custom.list_namespaced_custom_object("plimsoll.dev", "v1alpha1", namespace, "llmdeployments")
+        )
     return yaml.safe_dump_all(kube.sanitize_for_serialization(found) for found in lists)

@@ -218,9 +218,7 @@ def _schedulable(api: ApiServer, names: list[str]) -> bool:
 
 
 def _clear(paths: ClusterPaths, *, keep_logs: bool = False) -> None:
-    """End every process, then remove every file. The order makes a second `down` finish what a first one
-    began.
-    """
+    """End every process, then remove every file; last the description, so that `down` can begin again."""
     ProcessTable(paths).end_all()
     if paths.description.is_file() and load(paths.name).provider == "kind":
         kind.delete(paths)

@@ -1,7 +1,9 @@
 """The real node: containerd, kubelet, kube-proxy and CoreDNS inside the sandbox.
 
-What a pod sees is what it sees anywhere: an address of its own, Services by name, the API server through
-its service account. Images are not pulled; `dev.image` puts them into containerd.
+What a pod sees is what it sees anywhere: an address of its own, Services by name, the API server through its
+service account, this machine at the host's end of the veth. Not the internet: that would take address
+translation and forwarding on the machine itself, which `down` could not always take back. Images are not
+pulled; `dev.image` puts them into containerd.
 """
 
 from __future__ import annotations

@@ -88,6 +88,39 @@ def test_a_node_marked_not_ready_stops_being_ready(
     wait_for(lambda: status() == "False", 20, "the node is not ready")
 
 
+@pytest.mark.parametrize(("policy", "phase", "restarts"), [("Never", "Failed", 0), ("Always", "Running", 1)])
+def test_a_fake_pod_ends_as_its_annotations_say(
+    policy: str,
+    phase: str,
+    restarts: int,
+    kube: Any,
+    namespace: str,
+    fake_nodes: Callable[..., list[str]],
+    wait_for: Callable[..., Any],
+) -> None:
+    fake_nodes(l4())
+    core = client.CoreV1Api(kube)
+    body = gpu_pod(gpus=1, tolerations=[GPU_TOLERATION])
+    body["spec"]["restartPolicy"] = policy
+    core.create_namespaced_pod(namespace, body)
+
+    def pod() -> Any:
+        return core.read_namespaced_pod("p", namespace)
+
+    wait_for(lambda: pod().status.phase == "Running", 15, "the fake pod runs", pod)
+    message = {"plimsoll.dev/fake-exit-code": "3", "plimsoll.dev/fake-exit-message": '{"reason": "X"}'}
+    core.patch_namespaced_pod("p", namespace, {"metadata": {"annotations": message}})
+
+    def ended() -> Any:
+        [status] = pod().status.container_statuses
+        return status.state.terminated or (status.last_state and status.last_state.terminated)
+
+    found = wait_for(ended, 15, "the fake pod ended", pod)
+    assert (found.exit_code, found.message) == (3, '{"reason": "X"}')
+    [status] = pod().status.container_statuses
+    assert (pod().status.phase, status.restart_count, status.ready) == (phase, restarts, False)
+
+
 def test_the_demo_has_forty_nodes_of_four_types() -> None:
     nodes = expand(load_pools(DEMO))
     products = {node["metadata"]["labels"]["nvidia.com/gpu.product"] for node in nodes}
