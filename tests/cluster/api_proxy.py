@@ -1,8 +1,8 @@
 """A reverse proxy between an operator and the real API server, with a tripwire.
 
-A test that must kill the operator between two of its writes cannot hit the moment by watching: the writes are
-milliseconds apart. The proxy sees each request before the API server does, so a tripwire can act exactly there, and the
-product needs no test-only code. Requests are answered by the real API server, unchanged.
+A test that must kill the operator between two of its writes cannot hit the moment by watching: the writes
+are milliseconds apart. The proxy sees each request before the API server does, so a tripwire can act exactly
+there, and the product needs no test-only code. Requests are answered by the real API server, unchanged.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 import yaml
@@ -35,12 +35,14 @@ class Request:
 
 
 Tripwire = Callable[[Request], bool]
-"""Called for every request; True drops it: the API server never sees it and the client's connection is closed."""
+"""Called for every request; True drops it: the API server never sees it, the connection is closed."""
 
 
 class ApiProxy:
-    """`with ApiProxy(kubeconfig, folder) as proxy:` serves until the end of the block; give `proxy.kubeconfig` to the
-    operator and set `proxy.tripwire`."""
+    """`with ApiProxy(kubeconfig, folder) as proxy:` serves until the end of the block.
+
+    Give `proxy.kubeconfig` to the operator and set `proxy.tripwire`.
+    """
 
     def __init__(self, kubeconfig: Path, folder: Path) -> None:
         config = yaml.safe_load(kubeconfig.read_text())
@@ -52,7 +54,7 @@ class ApiProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="api-proxy")
 
-    def __enter__(self) -> ApiProxy:
+    def __enter__(self) -> Self:
         self._thread.start()
         port = self._call(self._start())
         self.kubeconfig.write_text(
@@ -69,7 +71,9 @@ class ApiProxy:
         )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._call(self._stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -107,7 +111,11 @@ class ApiProxy:
             raise web.HTTPServiceUnavailable
         if request.is_write:
             self.writes.append(request)
-        headers = {key: value for key, value in incoming.headers.items() if key.lower() not in {"host", "content-length"}}
+        headers = {
+            key: value
+            for key, value in incoming.headers.items()
+            if key.lower() not in {"host", "content-length"}
+        }
         async with self._client.request(
             incoming.method, self._server + incoming.raw_path, data=body or None, headers=headers
         ) as answer:
@@ -126,9 +134,13 @@ def _client_tls(config: dict[str, Any], folder: Path) -> ssl.SSLContext:
     import base64
 
     cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-    context = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
+    context = ssl.create_default_context(
+        cadata=base64.b64decode(cluster["certificate-authority-data"]).decode()
+    )
     pem = folder / "client.pem"
     pem.touch(mode=0o600)
-    pem.write_bytes(base64.b64decode(user["client-certificate-data"]) + base64.b64decode(user["client-key-data"]))
+    pem.write_bytes(
+        base64.b64decode(user["client-certificate-data"]) + base64.b64decode(user["client-key-data"])
+    )
     context.load_cert_chain(str(pem))
     return context

@@ -1,4 +1,4 @@
-"""The worker on a real card: does it run what a plan says, answer as `transformers` does, stay under its line?
+"""The worker on a real card: does it run what a plan says, answer like `transformers`, stay under its line?
 
 `python tests/gpu/worker_on_gpu.py --out report.json` needs one NVIDIA GPU and nothing else: it makes
 checkpoints with random weights (memory and speed do not depend on values), plans them with the operator's own

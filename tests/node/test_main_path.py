@@ -1,8 +1,9 @@
-"""From a manifest to a token on a real kubelet, and the same after the operator was killed at the worst moments."""
+"""From a manifest to a token on a real kubelet, and the same when the operator is killed meanwhile."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 import yaml
+from dev.cluster.binaries import binary
 from dev.cluster.description import Cluster
 from dev.demo import model_volume
 from dev.hub.repository import Repository
@@ -34,7 +36,7 @@ READY_SECONDS = 180
 
 @dataclass
 class Census:
-    """Every pod a namespace ever had, from a watch that runs throughout: two of the same place at one time is a fault."""
+    """Every worker pod a namespace ever had, from a watch: two of the same place at one time is a fault."""
 
     core: client.CoreV1Api
     namespace: str
@@ -52,7 +54,7 @@ class Census:
         self._thread.join()
 
     def _run(self) -> None:
-        """Short watches, each from where the last one ended: nothing is missed, and stopping takes a second."""
+        """Short watches, each from where the last one ended: nothing is missed, stopping takes a second."""
         version = "0"
         while not self._stopped.is_set():
             answer = self.core.list_namespaced_pod(
@@ -160,21 +162,18 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def images(cluster: Cluster, kubectl_applied_crds: None) -> list[str]:
+def images(cluster: Cluster) -> list[str]:
+    """CRDs and images of the code as it is now, known to the cluster."""
+    command = [
+        str(binary("kubectl")),
+        "--kubeconfig",
+        str(cluster.kubeconfig),
+        "apply",
+        "-f",
+        str(ROOT / "crds"),
+    ]
+    subprocess.run([*command, "--server-side", "--force-conflicts"], check=True, capture_output=True)
     return ensure_images(cluster)
-
-
-@pytest.fixture(scope="module")
-def kubectl_applied_crds(cluster: Cluster) -> None:
-    import subprocess
-
-    from dev.cluster.binaries import binary
-
-    subprocess.run(
-        [str(binary("kubectl")), "--kubeconfig", str(cluster.kubeconfig), "apply", "--server-side", "--force-conflicts",
-         "-f", str(ROOT / "crds")],
-        check=True, capture_output=True,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -202,7 +201,7 @@ def scene(
 
 @pytest.fixture
 def operators(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., OperatorProcess]]:
-    """`operators(kubeconfig=None, **settings)` starts one; all are gone after the test, their log is printed."""
+    """`operators(kubeconfig=None, **settings)` starts one; all are gone after the test."""
     started: list[OperatorProcess] = []
     log = tmp_path / "operator.log"
 
