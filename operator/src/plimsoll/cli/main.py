@@ -46,7 +46,7 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb and exit: 0 yes, 1 internal error, 2 bad input, 3 does not fit or is not possible."""
     try:
-        app(args=arguments)
+        app(args=arguments, prog_name="plimsoll")
     except (ModelError, BadInputError) as error:
         _fail(error, ExitCode.BAD_INPUT)
     except (ParallelRefused, NotPossibleError) as error:
