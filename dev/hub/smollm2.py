@@ -43,7 +43,7 @@ def smollm2_folder(cache: Path = CACHE) -> Path:
         # transformers 5 marks what it read from a GGUF as quantized and refuses to save it, widened or not.
         if hasattr(read.config, "quantization_config"):
             del read.config.quantization_config
-        plain = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
+        plain = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)  # type: ignore[no-untyped-call]
         plain.load_state_dict(read.state_dict())
         plain.save_pretrained(staging)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(staging)
