@@ -123,8 +123,9 @@ def test_what_would_surprise_later_is_said(
 
 def test_a_sliding_window_is_told_per_sequence(run: Run, config: Callable[..., str]) -> None:
     source = config("mistralai/Mistral-7B-Instruct-v0.3", sliding_window=4096)
-    model = run("estimate", source, "-o", "json").data["model"]
-    assert (model["kvBytesPerToken"], model["kvBytesPerSequence"]) == (0, 4096 * 131_072)
+    data = run("estimate", source, "-o", "json").data
+    assert (data["model"]["kvBytesPerToken"], data["model"]["kvBytesPerSequence"]) == (0, 4096 * 131_072)
+    assert data["warnings"] == ["this engine version keeps layers with a sliding window in full"]
 
 
 def test_the_table_shows_every_term_and_the_card(run: Run, config: Callable[..., str]) -> None:

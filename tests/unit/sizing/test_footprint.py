@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import perf_counter
 
 import pytest
@@ -50,8 +51,6 @@ def test_a_cpu_worker_pays_for_its_process_and_no_context() -> None:
 
 
 def test_constants_can_be_replaced_by_measured_ones() -> None:
-    from dataclasses import replace
-
     measured = replace(GPU, context=1, libraries=2)
     assert footprint(facts_of(), on_gpu(), workload(), measured).worst.bytes.runtime == 3
 
@@ -63,6 +62,14 @@ def test_tensor_parallel_divides_matrices_and_keeps_norms_whole() -> None:
         stage = footprint(facts, on_gpu(tensor=tensor), workload()).worst
         assert stage.bytes.weights == 2 * ((facts.parameters - norms) // tensor + norms)
         assert stage.bytes.kv_cache == 131_072 * 8192 * 8 // tensor
+
+
+def test_a_sliding_window_saves_only_where_the_engine_drops_what_left_it() -> None:
+    facts = facts_of("mistralai/Mistral-7B-Instruct-v0.3", sliding_window=4096)
+    kept = footprint(facts, on_gpu(), workload(context=32_768)).worst.bytes.kv_cache
+    bounded = footprint(facts, replace(on_gpu(), bounded_windows=True), workload(context=32_768)).worst
+    assert kept == 131_072 * 32_768 * 8
+    assert bounded.bytes.kv_cache == 131_072 * (8 * (4096 + 16) + 2048)
 
 
 def test_kv_heads_are_replicated_when_there_are_more_ranks() -> None:

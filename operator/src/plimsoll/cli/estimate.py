@@ -143,6 +143,8 @@ def warnings(facts: ModelFacts, sized: Footprint) -> list[str]:
             f"{configuration.tensor_parallel} ranks share {kv_heads} KV heads: each is held"
             f" {configuration.tensor_parallel // kv_heads} times"
         )
+    if not configuration.bounded_windows and any(layer.window for layer in facts.layers):
+        notes.append("this engine version keeps layers with a sliding window in full")
     if facts.tied and any(group.role is Role.HEAD for group in facts.outer):
         notes.append("the files hold the tied head a second time; it is loaded once")
     return notes

@@ -44,6 +44,9 @@ class Configuration:
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     kv_block_tokens: int = kv.BLOCK_TOKENS
+    bounded_windows: bool = False
+    """Whether the engine drops keys and values that have left a sliding window. Engine 0.1.0 masks and keeps
+    them."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ def _kv_terms(
         width = configuration.kv_cache.bytes
         heads = kv_heads_per_rank(layer, configuration.tensor_parallel)
         per_token = kv.layer_bytes_per_token(layer, configuration.kv_cache, configuration.tensor_parallel)
-        kind = "" if layer.window is None else f" (window {layer.window})"
+        kind = f" (window {layer.window})" if layer.window and configuration.bounded_windows else ""
         formula = (
             f"{tokens} tokens{kind} × {layer.count} layers × {heads} KV heads"
             f" × ({layer.key_dim} + {layer.value_dim}) × {width} B"
@@ -209,7 +212,7 @@ def _pool_tokens(layer: LayerClass, configuration: Configuration, workload: Work
         kv_tokens=workload.kv_tokens,
         block=block,
     )
-    if layer.window is None:
+    if layer.window is None or not configuration.bounded_windows:
         return pool
     return kv.window_tokens(
         window=layer.window,
