@@ -90,18 +90,16 @@ def start_hub(cluster: Cluster, tell: Tell) -> str:
         tell("SmolLM2 as safetensors (converted once, 20 s), five big models as headers only")
         root = _hub_root(cluster.paths.root / "hub")
         log.unlink(missing_ok=True)
-        models = [f"--model={name}" for name in BIG_MODELS]
         serve = [
             sys.executable,
             "-u",
             "-m",
             "dev.hub",
             "serve",
-            "--host",
-            cluster.host_address,
-            "--root",
-            root,
+            f"--host={cluster.host_address}",
+            f"--root={root}",
         ]
+        models = [f"--model={name}" for name in BIG_MODELS]
         table.start("hub", ["env", f"PYTHONPATH={ROOT}", *serve, *models])
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
