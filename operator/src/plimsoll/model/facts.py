@@ -1,10 +1,12 @@
 """What a model is, in the few numbers that sizing and planning need: ModelFacts v1.
 
-The inspect pod reads headers where the model lives and hands the facts back through its termination message, of which
-the kubelet keeps 4096 bytes. So the facts are run-length encoded by layer class, not per tensor, and packed as
-zlib + base85 behind a prefix. A Secret, a volume or egress for the operator were the rejected alternatives.
+The inspect pod reads headers where the model lives and hands the facts back through its termination message,
+of which the kubelet keeps 4096 bytes. So the facts are run-length encoded by layer class, not per tensor, and
+packed as zlib + base85 behind a prefix. A Secret, a volume or egress for the operator were the rejected
+alternatives.
 
-Everything is counted in elements and bytes as stored in the checkpoint; what the engine makes of them is sizing's matter.
+Everything is counted in elements and bytes as stored in the checkpoint; what the engine makes of them is
+sizing's matter.
 """
 
 from __future__ import annotations
@@ -32,7 +34,11 @@ class FactsUnreadable(ValueError):
 
 class Frozen(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
     )
 
 
@@ -141,7 +147,7 @@ class InspectFailure(Frozen):
     """What an inspect pod leaves when it cannot produce facts; becomes condition ModelResolved=False."""
 
     reason: str
-    """CamelCase: ModelNotFound, ModelFileUnreadable, ModelFileTruncated, ArchitectureUnsupported, HubUnreachable,
-    AccessDenied, FactsTooLarge, FormatUnsupported."""
+    """CamelCase: ModelNotFound, ModelFileUnreadable, ModelFileTruncated, ArchitectureUnsupported,
+    HubUnreachable, AccessDenied, FactsTooLarge, FormatUnsupported."""
     message: str
     """Names the file and the field."""
