@@ -5,7 +5,7 @@ start up in quadratic time and keep objects that were deleted while the watch wa
 ghost is a GPU lost for ever. The client's own SharedInformer was rejected because it keeps whole objects and
 one odd object fails its list.
 
-A watch that falls silent is noticed because the server promises a bookmark about once a minute.
+A watch that falls silent is asked for anew, because the server promises a bookmark about once a minute.
 """
 
 from __future__ import annotations

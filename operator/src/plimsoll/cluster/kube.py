@@ -156,7 +156,8 @@ class Kube:
         self, kind: Kind, resource_version: str, *, seconds: int, silence_seconds: float, selector: str = ""
     ) -> Iterator[Object]:
         """Watch events until the server ends the watch after `seconds`. The server sends a bookmark about
-        once a minute, so `silence_seconds` without a byte means a dead connection: Unavailable."""
+        once a minute, so after `silence_seconds` without a byte the watch ends too: the connection may be
+        dead, and going on from the same place costs nothing."""
         query = {
             "watch": "true",
             "allowWatchBookmarks": "true",
@@ -165,11 +166,12 @@ class Kube:
         } | ({"labelSelector": selector} if selector else {})
         with self._open("GET", kind.path(), query, read_seconds=silence_seconds) as response:
             rest = b""
-            for chunk in response.stream(65536):
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    if line:
-                        yield json.loads(line)
+            with contextlib.suppress(urllib3.exceptions.ReadTimeoutError):
+                for chunk in response.stream(65536):
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        if line:
+                            yield json.loads(line)
 
     def get(self, kind: Kind, namespace: str | None, name: str) -> Object:
         return self._json("GET", kind.path(namespace, name))

@@ -1,0 +1,61 @@
+"""Watches the whole cluster for a GPU that is promised twice, at any moment."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Any, Self
+
+from plimsoll.cluster.kube import NODES, PODS, Kube
+from plimsoll.inventory.nodes import pod_view
+
+GPU = "nvidia.com/gpu"
+WATCH_SECONDS = 2
+
+
+class PromiseWatch:
+    """`with PromiseWatch(kube) as promises:` follows every pod of the cluster and keeps in `violations` each
+    moment at which the pods bound or pinned to a node asked for more GPUs than it has."""
+
+    def __init__(self, client: Any) -> None:
+        self._kube = Kube(client)
+        self._held: dict[str, tuple[str, int]] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="promises")
+        self.violations: list[str] = []
+        self.seen = 0
+
+    def __enter__(self) -> Self:
+        pods, self._version = self._kube.list(PODS)
+        for pod in pods:
+            self._count("ADDED", pod)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            for event in self._kube.watch(PODS, self._version, seconds=WATCH_SECONDS, silence_seconds=10):
+                self._version = event["object"]["metadata"]["resourceVersion"]
+                if event["type"] != "BOOKMARK":
+                    self._count(event["type"], event["object"])
+
+    def _count(self, event: str, pod: dict[str, Any]) -> None:
+        view = pod_view(pod)
+        gpus = view.requests.extended.get(GPU, 0) if view else 0
+        node = (view.node or view.pinned_node) if view else ""
+        uid = pod["metadata"]["uid"]
+        if event == "DELETED" or not (node and gpus):
+            self._held.pop(uid, None)
+            return
+        self.seen += 1
+        self._held[uid] = (node, gpus)
+        held = sum(amount for where, amount in self._held.values() if where == node)
+        there = int(self._kube.get(NODES, None, node)["status"]["allocatable"].get(GPU, 0))
+        if held > there:
+            self.violations.append(f"{held} GPUs of {there} on {node} with pod {pod['metadata']['name']}")
