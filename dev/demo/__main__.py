@@ -34,6 +34,9 @@ def main() -> int:
     with step("Plimsoll, by Helm: the CRDs, then the operator"):
         steps.install(cluster, hub, detail)
     with step(f"Six models in namespace {NAMESPACE}: one small on a CPU, five on GPUs"):
+        detail(
+            "(the GPU nodes are simulated: workers there are planned and scheduled, but only the CPU one runs)"
+        )
         steps.apply_samples(cluster, NAMESPACE, detail)
         steps.wait_until_told(cluster, NAMESPACE, detail)
         steps.wait_ready(cluster, NAMESPACE, SERVED, detail)
@@ -41,6 +44,7 @@ def main() -> int:
     show(f"plimsoll explain {EXPLAINED}", steps.explain(cluster, NAMESPACE, EXPLAINED))
     heading(f"A streamed answer from {SERVED}, with the openai client, through its Service")
     chat.stream(steps.service_url(cluster, NAMESPACE, SERVED), SERVED)
+    print(steps.measured(cluster, NAMESPACE, SERVED))
     print(f"\nDone in {time.monotonic() - started:.0f} s. The cluster stays up:\n")
     print(f"  export KUBECONFIG={cluster.kubeconfig}")
     print(f"  export PATH={steps.programs()}:{ROOT / '.venv/bin'}:$PATH")

@@ -24,6 +24,7 @@ from dev.hub.smollm2 import smollm2_folder
 
 ROOT = Path(__file__).parents[2]
 SYSTEM = "plimsoll-system"
+GIB = 1 << 30
 SAMPLES = (
     "smollm2-pvc.yaml",
     "llama-3.1-8b.yaml",
@@ -230,6 +231,21 @@ def operator_logs(cluster: Cluster) -> str:
 
 def explain(cluster: Cluster, namespace: str, name: str) -> str:
     return run(cluster, "plimsoll", ["explain", name, "-n", namespace])
+
+
+def measured(cluster: Cluster, namespace: str, name: str, deadline_seconds: float = 30) -> str:
+    """The prediction beside what the worker measured, once its report was read."""
+    deadline = time.monotonic() + deadline_seconds
+    while time.monotonic() < deadline:
+        status = next(
+            item["status"] for item in deployments(cluster, namespace) if item["metadata"]["name"] == name
+        )
+        if stages := status.get("measured"):
+            predicted, found = status["plans"][0]["memory"][0]["total"], sum(stages[0]["bytes"].values())
+            error = stages[0]["errorPermille"] / 10
+            return f"Memory: predicted {predicted / GIB:.2f} GiB, measured {found / GIB:.2f} GiB ({error:+.1f} %)"
+        time.sleep(0.3)
+    raise DemoError(f"no report of {name} was read; see {operator_logs(cluster)}")
 
 
 def service_url(cluster: Cluster, namespace: str, name: str) -> str:
