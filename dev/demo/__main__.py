@@ -35,7 +35,7 @@ def main() -> int:
         steps.install(cluster, hub, detail)
     with step(f"Six models in namespace {NAMESPACE}: one small on a CPU, five on GPUs"):
         detail(
-            "(the GPU nodes are simulated: workers there are planned and scheduled, but only the CPU one runs)"
+            "(the GPU nodes are simulated: workers are planned and scheduled there; the CPU one really runs)"
         )
         steps.apply_samples(cluster, NAMESPACE, detail)
         steps.wait_until_told(cluster, NAMESPACE, detail)

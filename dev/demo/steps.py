@@ -242,8 +242,8 @@ def measured(cluster: Cluster, namespace: str, name: str, deadline_seconds: floa
         )
         if stages := status.get("measured"):
             predicted, found = status["plans"][0]["memory"][0]["total"], sum(stages[0]["bytes"].values())
-            error = stages[0]["errorPermille"] / 10
-            return f"Memory: predicted {predicted / GIB:.2f} GiB, measured {found / GIB:.2f} GiB ({error:+.1f} %)"
+            error = f"{stages[0]['errorPermille'] / 10:+.1f} %"
+            return f"Memory: predicted {predicted / GIB:.2f} GiB, measured {found / GIB:.2f} GiB ({error})"
         time.sleep(0.3)
     raise DemoError(f"no report of {name} was read; see {operator_logs(cluster)}")
 
