@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.unit.worker.processes import WorkerProcess, smollm2_launch
+
 from plimsoll_worker.launch import Precision
 from plimsoll_worker.loading.checkpoint import open_checkpoint
 from plimsoll_worker.loading.tokenizer import Tokenizer
 from plimsoll_worker.loading.weights import load_model
 from plimsoll_worker.models.llama import LlamaModel
-
-from tests.unit.worker.processes import WorkerProcess, smollm2_launch
 
 ANSWER_TOKENS = 64
 PROMPTS = (
@@ -103,8 +103,8 @@ def model(smollm2: Path) -> LlamaModel:
 def reference(hf_smollm2: Any, tokenizer: Tokenizer) -> tuple[ReferenceAnswer, ...]:
     """transformers' greedy answers to PROMPTS, going on past the end of a text.
 
-    All prompts are generated together, padded, because one by one takes minutes; then each answer is computed once
-    more without padding, and those logits are the reference.
+    All prompts are generated together, padded, because one by one takes minutes; then each answer is computed
+    once more without padding, and those logits are the reference.
     """
     prompts = [tokenizer.encode(text) for text in PROMPTS]
     longest = max(len(prompt) for prompt in prompts)

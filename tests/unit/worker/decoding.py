@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+
 from plimsoll_worker.engine.block_pool import BlockPool
 from plimsoll_worker.engine.model_runner import ModelRunner
 from plimsoll_worker.engine.scheduler import Scheduler

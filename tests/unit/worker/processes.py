@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Self
 
 import httpx
+
 from plimsoll_worker.launch import (
     Device,
     ExitReason,
     Launch,
     LayerRange,
-    PredictedMemory,
     Precision,
+    PredictedMemory,
     WeightsScheme,
 )
 

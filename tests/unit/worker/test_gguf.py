@@ -15,6 +15,7 @@ import torch
 from gguf.constants import GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from plimsoll_worker.config import FrequencyFactors, LinearScaling, Llama3Scaling
 from plimsoll_worker.errors import ModelNotFound, ModelUnreadable, ModelUnsupported
 from plimsoll_worker.layers.rotary import inverse_frequencies

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from plimsoll_worker.launch import Device, ExitCode, LayerRange, Precision, WeightsScheme
-
 from tests.unit.worker.processes import (
     MIB,
     SMOLLM2_KV_BYTES_PER_TOKEN,
@@ -19,9 +18,12 @@ from tests.unit.worker.processes import (
     smollm2_launch,
     wait_for,
 )
-from tests.unit.worker.test_models import saved
+
+from plimsoll_worker.engine.engine import QUEUED_PER_RUNNING
+from plimsoll_worker.launch import ExitCode
 
 START_SECONDS = 120
+LINE = 2048 * MIB
 
 
 def refusal(launch: Any, folder: Path, **environ: str) -> tuple[ExitCode, str]:
@@ -33,58 +35,10 @@ def refusal(launch: Any, folder: Path, **environ: str) -> tuple[ExitCode, str]:
         return reason.reason, reason.message
 
 
-REFUSED: dict[str, tuple[dict[str, Any], ExitCode, str]] = {
-    "pool too small": (
-        {"kv_cache_bytes": 511 * SMOLLM2_KV_BYTES_PER_TOKEN},
-        ExitCode.MEMORY_ESTIMATE_EXCEEDED,
-        "one sequence of maxContextTokens 512",
-    ),
-    "line too low": (
-        {"line": 900 * MIB},
-        ExitCode.MEMORY_ESTIMATE_EXCEEDED,
-        "has no room for the",
-    ),
-    "layers": (
-        {"layers": LayerRange(first=0, last=16)},
-        ExitCode.EFFECTIVE_CONFIG_MISMATCH,
-        "layers of the launch is 0-16, expected 0-30",
-    ),
-    "precision": (
-        {"weights": WeightsScheme.plain(Precision.BF16)},
-        ExitCode.EFFECTIVE_CONFIG_MISMATCH,
-        "weights.name of the launch is BF16",
-    ),
-    "tensor parallel": (
-        {"tensor_parallel": 2},
-        ExitCode.EFFECTIVE_CONFIG_MISMATCH,
-        "tensorParallel of the launch is 2",
-    ),
-    "product": (
-        {"expected_product": "NVIDIA-H100-80GB-HBM3"},
-        ExitCode.EFFECTIVE_CONFIG_MISMATCH,
-        "expectedProduct of the launch is NVIDIA-H100-80GB-HBM3",
-    ),
-    "context": (
-        {"max_context_tokens": 10000},
-        ExitCode.EFFECTIVE_CONFIG_MISMATCH,
-        "at most 8192",
-    ),
-    "device": (
-        {"device": Device.GPU},
-        ExitCode.EFFECTIVE_CONFIG_MISMATCH,
-        "sees 0",
-    ),
-    "no model": ({"model_path": "/no/such/model"}, ExitCode.MODEL_NOT_FOUND, "/no/such/model"),
-}
-
-
-@pytest.mark.parametrize(("changes", "code", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_plan_that_does_not_hold_is_refused_with_its_reason(
-    changes: dict[str, Any], code: ExitCode, message: str, smollm2: Path, tmp_path: Path
-) -> None:
-    found, text = refusal(smollm2_launch(smollm2, **changes), tmp_path)
-    assert found is code
-    assert message in text
+def test_a_line_that_leaves_no_room_ends_the_worker_with_the_bytes(smollm2: Path, tmp_path: Path) -> None:
+    code, message = refusal(smollm2_launch(smollm2, line=900 * MIB), tmp_path)
+    assert code is ExitCode.MEMORY_ESTIMATE_EXCEEDED
+    assert "the line of 0.879 GiB has no room for the 0.022 GiB one sequence of 512 tokens takes" in message
 
 
 def test_a_malformed_launch_names_its_field(smollm2: Path, tmp_path: Path) -> None:
@@ -113,46 +67,61 @@ def test_truncated_files_end_the_worker_with_the_files_name(smollm2: Path, tmp_p
     assert str(cut) in message
     assert "truncated" in message
 
-    folder = tmp_path / "model"
-    saved("Llama", {}, folder)
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    code, message = refusal(smollm2_launch(folder), tmp_path)
-    assert code is ExitCode.MODEL_UNREADABLE
-    assert str(weights) in message
 
-
-def test_an_unreachable_hub_is_a_failed_fetch(smollm2: Path, tmp_path: Path) -> None:
-    from plimsoll_worker.launch import HubSource
-
-    launch = smollm2_launch(tmp_path / "model", hub=HubSource(repo="org/model", commit="0" * 40))
-    code, message = refusal(launch, tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_DISABLE_XET="1")
-    assert code is ExitCode.FETCH_FAILED
-    assert message.startswith(f"org/model at {'0' * 40}: ")
-
-
-def test_the_pool_shrinks_to_stay_under_the_line(smollm2: Path, tmp_path: Path) -> None:
-    planned = 40000 * SMOLLM2_KV_BYTES_PER_TOKEN
-    launch = smollm2_launch(smollm2, kv_cache_bytes=planned, line=2048 * MIB)
-    with WorkerProcess(launch, tmp_path) as process:
+@pytest.fixture(scope="module")
+def narrow(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+    """A worker with an API key, one sequence at a time, and a pool planned far beyond its line."""
+    launch = smollm2_launch(
+        smollm2,
+        max_concurrent_sequences=1,
+        kv_cache_bytes=40000 * SMOLLM2_KV_BYTES_PER_TOKEN,
+        line=LINE,
+    )
+    folder = tmp_path_factory.mktemp("narrow")
+    with WorkerProcess(launch, folder, PLIMSOLL_API_KEY="s3cret") as process:
         process.wait_until_ready()
-        report = httpx.get(f"http://127.0.0.1:{process.admin_port}/report", timeout=10).json()
-        assert 512 <= report["kvCacheTokens"] < 40000
-        assert report["kvCacheTokens"] % launch.kv_block_size == 0
-        assert report["devices"][0]["usedBytes"] <= launch.line
+        yield process
 
 
-def test_an_api_key_is_asked_for_when_set(smollm2: Path, tmp_path: Path) -> None:
-    with WorkerProcess(smollm2_launch(smollm2), tmp_path, PLIMSOLL_API_KEY="s3cret") as process:
-        process.wait_until_listening()
-        models = f"{process.url}/v1/models"
-        assert httpx.get(models, timeout=10).status_code == 401
-        wrong = httpx.get(models, headers={"Authorization": "Bearer wrong"}, timeout=10)
-        assert wrong.json()["error"]["code"] == "invalid_api_key"
-        process.wait_until_ready()
-        client = openai.OpenAI(base_url=f"{process.url}/v1", api_key="s3cret", max_retries=0)
-        assert [card.id for card in client.models.list()] == ["smollm2"]
-        assert httpx.get(f"{process.url}/metrics", timeout=10).status_code == 200
+def test_the_pool_shrinks_to_stay_under_the_line(narrow: WorkerProcess) -> None:
+    report = httpx.get(f"http://127.0.0.1:{narrow.admin_port}/report", timeout=10).json()
+    assert 512 <= report["kvCacheTokens"] < 40000
+    assert report["kvCacheTokens"] % 16 == 0
+    used = report["devices"][0]["usedBytes"]
+    assert 0.97 * LINE < used <= LINE
+
+
+def test_an_api_key_is_asked_for_when_set(narrow: WorkerProcess) -> None:
+    models = f"{narrow.url}/v1/models"
+    assert httpx.get(models, timeout=10).status_code == 401
+    wrong = httpx.get(models, headers={"Authorization": "Bearer wrong"}, timeout=10)
+    assert wrong.json()["error"]["code"] == "invalid_api_key"
+    client = openai.OpenAI(base_url=f"{narrow.url}/v1", api_key="s3cret", max_retries=0)
+    assert [card.id for card in client.models.list()] == ["smollm2"]
+    assert httpx.get(f"{narrow.url}/metrics", timeout=10).status_code == 200
+
+
+def test_more_requests_than_may_wait_are_told_to_come_back(narrow: WorkerProcess) -> None:
+    url, key = f"{narrow.url}/v1/completions", {"Authorization": "Bearer s3cret"}
+    body = {"model": "smollm2", "prompt": "1 2 3", "max_tokens": 1}
+
+    def ask() -> int:
+        return httpx.post(url, json=body, headers=key, timeout=120).status_code
+
+    endless = {**body, "max_tokens": 500, "ignore_eos": True, "stream": True}
+    with ThreadPoolExecutor(QUEUED_PER_RUNNING) as threads, httpx.Client(timeout=120) as client:
+        running = client.send(client.build_request("POST", url, json=endless, headers=key), stream=True)
+        next(running.iter_lines())
+        waiting = [threads.submit(ask) for _ in range(QUEUED_PER_RUNNING)]
+        wait_for(
+            lambda: narrow.metric("vllm:num_requests_waiting") == QUEUED_PER_RUNNING, 20, "the queue is full"
+        )
+        refused = httpx.post(url, json=body, headers=key, timeout=60)
+        running.close()
+        assert [answer.result() for answer in waiting] == [200] * QUEUED_PER_RUNNING
+    assert refused.status_code == 429
+    assert refused.json()["error"]["code"] == "queue_full"
+    assert int(refused.headers["Retry-After"]) > 0
 
 
 def test_a_worker_that_starts_answers_503_and_ends_at_once_when_told(smollm2: Path, tmp_path: Path) -> None:
@@ -206,28 +175,3 @@ def test_a_drain_that_takes_too_long_ends_streams_with_an_error(smollm2: Path, t
         with pytest.raises(openai.APIError, match="before the answer was complete"):
             list(stream)
         assert process.wait(20) == 0
-
-
-def test_more_requests_than_may_wait_are_told_to_come_back(smollm2: Path, tmp_path: Path) -> None:
-    launch = smollm2_launch(smollm2, max_concurrent_sequences=1)
-    statuses: list[int] = []
-    retry_after: list[str] = []
-
-    def ask(url: str) -> None:
-        body = {"model": "smollm2", "prompt": "1 2 3", "max_tokens": 40, "ignore_eos": True}
-        answer = httpx.post(f"{url}/v1/completions", json=body, timeout=120)
-        statuses.append(answer.status_code)
-        if answer.status_code == 429:
-            assert answer.json()["error"]["code"] == "queue_full"
-            retry_after.append(answer.headers["Retry-After"])
-
-    with WorkerProcess(launch, tmp_path) as process:
-        process.wait_until_ready()
-        threads = [threading.Thread(target=ask, args=(process.url,)) for _ in range(12)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert statuses.count(200) == 9
-    assert statuses.count(429) == 3
-    assert all(int(seconds) > 0 for seconds in retry_after)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tests.unit.worker.decoding import paged, sequence, steps
+
 from plimsoll_worker.errors import ModelUnsupported
 from plimsoll_worker.launch import Precision
 from plimsoll_worker.loading.checkpoint import open_checkpoint
 from plimsoll_worker.loading.weights import load_model
-
-from tests.unit.worker.decoding import paged, sequence, steps
 
 SMALL = {
     "hidden_size": 48,

@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from plimsoll_worker.launch import Device, MemoryCategory, Report, StartupStage
-from plimsoll_worker.loading.tokenizer import Tokenizer
-
 from tests.unit.worker.conftest import ANSWER_TOKENS, PROMPTS, ReferenceAnswer
 from tests.unit.worker.processes import MIB, WorkerProcess, smollm2_launch, wait_for
+
+from plimsoll_worker.launch import Device, MemoryCategory, Report, StartupStage
+from plimsoll_worker.loading.tokenizer import Tokenizer
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.unit.worker.conftest import ANSWER_TOKENS, PROMPTS, ReferenceAnswer
+from tests.unit.worker.decoding import paged, sequence, steps
+
 from plimsoll_worker.launch import Precision
 from plimsoll_worker.loading.checkpoint import open_checkpoint
 from plimsoll_worker.loading.weights import load_model
 from plimsoll_worker.models.llama import LlamaModel
-
-from tests.unit.worker.conftest import ANSWER_TOKENS, PROMPTS, ReferenceAnswer
-from tests.unit.worker.decoding import paged, sequence, steps
 
 NEAR_TIE = 1e-3
 MOST_TIES = 4
@@ -20,8 +20,8 @@ MOST_TIES = 4
 
 
 def ties(model: LlamaModel, reference: tuple[ReferenceAnswer, ...], *, max_batched_tokens: int) -> int:
-    """Decode all prompts together; count near-ties that fell the other way, feeding the reference's token. Any other
-    difference fails."""
+    """Decode all prompts together; count near-ties that fell the other way, feeding the reference's token.
+    Any other difference fails."""
     answers = {str(index): answer for index, answer in enumerate(reference)}
     sequences = [sequence(answer.prompt, name=name) for name, answer in answers.items()]
     found = 0
@@ -34,8 +34,8 @@ def ties(model: LlamaModel, reference: tuple[ReferenceAnswer, ...], *, max_batch
             theirs = answers[current.id].logits[position]
             gap = float(theirs[expected] - theirs[token])
             assert gap < NEAR_TIE, (
-                f"prompt {PROMPTS[int(current.id)]!r}, token {position}: found {token}, transformers says {expected} "
-                f"and holds {token} {gap} behind"
+                f"prompt {PROMPTS[int(current.id)]!r}, token {position}: found {token}, transformers says "
+                f"{expected} and holds {token} {gap} behind"
             )
             found += 1
         current.append(expected)

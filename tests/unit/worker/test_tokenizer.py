@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import tokenizers
+from transformers.utils.chat_template_utils import render_jinja_template
+
 from plimsoll_worker.errors import ModelNotFound, ModelUnreadable, ModelUnsupported
 from plimsoll_worker.loading.chat_template import ChatTemplate, ChatTemplateError
 from plimsoll_worker.loading.checkpoint import open_checkpoint
 from plimsoll_worker.loading.gguf_tokenizer import tokenizer_from_gguf
 from plimsoll_worker.loading.tokenizer import Tokenizer, tokenizer_from_folder
-from transformers.utils.chat_template_utils import render_jinja_template
 
 TRICKY = [
     "",
@@ -56,8 +57,8 @@ def test_gguf_tokens_are_transformers_tokens(text: str, tokenizer: Tokenizer, hf
 
 
 def test_smollm_splits_digits_before_blanks(tokenizer: Tokenizer) -> None:
-    # The model was trained with digits split off first (llama.cpp: LLAMA_VOCAB_PRE_TYPE_SMOLLM), so a run of blanks
-    # before a number stays one piece. transformers' GGUF reader does not know this split.
+    # The model was trained with digits split off first (llama.cpp: LLAMA_VOCAB_PRE_TYPE_SMOLLM), so a run of
+    # blanks before a number stays one piece. transformers' GGUF reader does not know this split.
     pieces = [tokenizer.decode([token]) for token in tokenizer.encode("a  12")]
     assert pieces == ["a", "  ", "1", "2"]
 
@@ -72,12 +73,12 @@ def test_the_models_chat_template_renders_as_in_transformers(
 
 
 TEMPLATES = {
-    "blocks trimmed": "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m.content }}\n  {% endif %}\n{% endfor %}",
+    "blocks trimmed": "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m }}\n  {% endif %}\n{% endfor %}",
     "tojson": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2) }}",
     "special tokens": "{{ bos_token }}{{ messages[0]['content'] | trim }}{{ eos_token }}",
-    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
-    "loop controls": "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
-    "generation block": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+    "namespace": "{% set s = namespace(n=0) %}{% for m in messages %}{% set s.n = s.n + 1 %}{% endfor %}{{ s.n }}",
+    "loop controls": "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m }}{% endfor %}",
+    "generation block": "{% for m in messages %}{% generation %}{{ m }}{% endgeneration %}{% endfor %}",
     "generation prompt": "{% if add_generation_prompt %}<assistant>{% endif %}{{ tools is none }}",
     "date": "{{ strftime_now('%Y') | length }}",
     "variables": "{{ enable_thinking | default(false) }}",

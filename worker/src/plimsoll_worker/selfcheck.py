@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from plimsoll_worker.config import ModelConfig
+from plimsoll_worker.engine.capacity import kv_blocks
 from plimsoll_worker.errors import EffectiveConfigMismatch
 from plimsoll_worker.launch import CAPABILITIES, Device, Launch, LayerRange
 from plimsoll_worker.layers.kv_cache import KVCache
@@ -14,8 +15,10 @@ from plimsoll_worker.models.llama import LlamaModel
 
 
 def check_plan(launch: Launch, config: ModelConfig, product: str) -> None:
-    """What can be told before weights are loaded. Raises EffectiveConfigMismatch naming the launch's
-    field."""
+    """What can be told before weights are loaded.
+
+    Raises EffectiveConfigMismatch naming the launch's field, MemoryEstimateExceeded for too small a KV pool.
+    """
     offered = CAPABILITIES.weights[launch.device]
     _expect(
         "weights.name", launch.weights.name, launch.weights.name in offered, f"one of {', '.join(offered)}"
@@ -52,6 +55,7 @@ def check_plan(launch: Launch, config: ModelConfig, product: str) -> None:
     _expect(
         "layers", f"{launch.layers.first}-{launch.layers.last}", launch.layers == whole, f"0-{whole.last}"
     )
+    kv_blocks(launch, config.kv_bytes_per_token(launch.kv_cache))
     if launch.expected_product is not None:
         same = _plain(launch.expected_product) == _plain(product)
         _expect("expectedProduct", launch.expected_product, same, f"{product}, the device of this pod")

@@ -57,38 +57,31 @@ def warm_up(launch: Launch, model: LlamaModel, memory: DeviceMemory) -> tuple[Mo
 
     Raises MemoryEstimateExceeded.
     """
-    config = model.config
-    block_bytes = config.kv_bytes_per_token(launch.kv_cache) * launch.kv_block_size
-    fewest, planned = kv_blocks(launch, config.kv_bytes_per_token(launch.kv_cache))
+    per_token = model.config.kv_bytes_per_token(launch.kv_cache)
+    block_bytes = per_token * launch.kv_block_size
+    fewest, planned = kv_blocks(launch, per_token)
+    memory.release()
     runner = ModelRunner(model, _cache(launch, model, fewest))
     runner.rehearse(tokens=1, context=1, sequences=1)
     before = memory.used()
-    memory.reset_peak()
-    _rehearse(launch, runner)
-    activations = max(0, memory.peak() - before)
-    elsewhere = memory.peak() - fewest * block_bytes
+    elsewhere = _rehearse(launch, runner, memory) - fewest * block_bytes
+    activations = max(0, elsewhere + fewest * block_bytes - before)
     blocks = min(planned, (launch.line - elsewhere) // block_bytes)
-    if blocks < fewest:
-        raise MemoryEstimateExceeded(
-            f"{elsewhere / GIB:.3f} GiB are in use without the KV pool (weights "
-            f"{model.weight_bytes / GIB:.3f}, activations {activations / GIB:.3f}), predicted were "
-            f"{(launch.predicted.total - launch.predicted.kv_cache) / GIB:.3f}; the line of "
-            f"{launch.line / GIB:.3f} GiB has no room for the {fewest * block_bytes / GIB:.3f} GiB one "
-            f"sequence of {launch.max_context_tokens} tokens takes"
-        )
-    if blocks > fewest:
+    while blocks >= fewest:
         del runner
+        memory.release()
         runner = ModelRunner(model, _cache(launch, model, blocks))
-        memory.reset_peak()
-        _rehearse(launch, runner)
-    ledger = Ledger(memory, model.weight_bytes, runner.cache.bytes, activations)
-    used = ledger.report().used_bytes
-    if used > launch.line:
-        raise MemoryEstimateExceeded(
-            f"{used / GIB:.3f} GiB are in use with a KV pool of {runner.cache.tokens} tokens; "
-            f"the line is {launch.line / GIB:.3f} GiB"
-        )
-    return runner, ledger
+        over = _rehearse(launch, runner, memory) - launch.line
+        if over <= 0:
+            return runner, Ledger(memory, model.weight_bytes, runner.cache.bytes, activations)
+        blocks -= -(-over // block_bytes)
+    raise MemoryEstimateExceeded(
+        f"{elsewhere / GIB:.3f} GiB are in use without the KV pool (weights {model.weight_bytes / GIB:.3f}, "
+        f"activations {activations / GIB:.3f}), predicted were "
+        f"{(launch.predicted.total - launch.predicted.kv_cache) / GIB:.3f}; the line of "
+        f"{launch.line / GIB:.3f} GiB has no room for the {fewest * block_bytes / GIB:.3f} GiB one sequence "
+        f"of {launch.max_context_tokens} tokens takes"
+    )
 
 
 def _cache(launch: Launch, model: LlamaModel, blocks: int) -> KVCache:
@@ -102,10 +95,13 @@ def _cache(launch: Launch, model: LlamaModel, blocks: int) -> KVCache:
     )
 
 
-def _rehearse(launch: Launch, runner: ModelRunner) -> None:
+def _rehearse(launch: Launch, runner: ModelRunner, memory: DeviceMemory) -> int:
+    """Bytes of the device in use at the peak of the step that takes the most."""
+    memory.reset_peak()
     runner.rehearse(
         tokens=launch.max_batched_tokens,
         context=launch.max_context_tokens,
         sequences=launch.max_concurrent_sequences,
         layers=1,
     )
+    return memory.peak()

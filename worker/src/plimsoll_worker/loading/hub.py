@@ -6,6 +6,7 @@ tells how far it is, and turns the client's many errors into FetchFailed.
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def fetch(source: HubSource, folder: Path) -> None:
             allow_patterns=list(WANTED),
             ignore_patterns=list(UNWANTED),
             tqdm_class=_Teller,
+            endpoint=os.environ.get("HF_ENDPOINT") or None,
         )
     except Exception as error:  # the client raises its own, the HTTP library's and the system's errors
         raise FetchFailed(f"{source.repo} at {source.commit}: {_explain(error)}") from error
