@@ -111,7 +111,8 @@ def test_more_requests_than_may_wait_are_told_to_come_back(narrow: WorkerProcess
     endless = {**body, "max_tokens": 500, "ignore_eos": True, "stream": True}
     with ThreadPoolExecutor(QUEUED_PER_RUNNING) as threads, httpx.Client(timeout=120) as client:
         running = client.send(client.build_request("POST", url, json=endless, headers=key), stream=True)
-        next(running.iter_lines())
+        lines = running.iter_lines()  # held: httpx closes a response whose iterator is dropped
+        next(lines)
         waiting = [threads.submit(ask) for _ in range(QUEUED_PER_RUNNING)]
         wait_for(
             lambda: narrow.metric("vllm:num_requests_waiting") == QUEUED_PER_RUNNING, 20, "the queue is full"

@@ -73,11 +73,11 @@ def test_the_models_chat_template_renders_as_in_transformers(
 
 
 TEMPLATES = {
-    "blocks trimmed": "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m }}\n  {% endif %}\n{% endfor %}",
+    "blocks trimmed": "{% for m in messages %}\n  {% if m.name %}\n{{ m }}\n  {% endif %}\n-\n{% endfor %}",
     "tojson": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2) }}",
     "special tokens": "{{ bos_token }}{{ messages[0]['content'] | trim }}{{ eos_token }}",
-    "namespace": "{% set s = namespace(n=0) %}{% for m in messages %}{% set s.n = s.n + 1 %}{% endfor %}{{ s.n }}",
-    "loop controls": "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m }}{% endfor %}",
+    "namespace": "{% set s = namespace(n=0) %}{% for m in messages %}{% set s.n = 1 %}{% endfor %}{{ s.n }}",
+    "loop controls": "{% for m in messages %}{{ m }}{% if loop.index0 %}{% break %}{% endif %}{% endfor %}",
     "generation block": "{% for m in messages %}{% generation %}{{ m }}{% endgeneration %}{% endfor %}",
     "generation prompt": "{% if add_generation_prompt %}<assistant>{% endif %}{{ tools is none }}",
     "date": "{{ strftime_now('%Y') | length }}",
