@@ -8,15 +8,19 @@ API server admits none).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, TypeVar
 
 from plimsoll.inventory.capacity import CPU, EPHEMERAL, MEMORY, PODS, add, held_on, largest, total
+from plimsoll.inventory.labels import gpu_classes
 from plimsoll.inventory.quantity import QuantityError, at_least, at_most
 from plimsoll.inventory.selectors import matches_any, pinned_node
 from plimsoll.inventory.views import NodeView, PodView, Resources, Taint, VolumeView
 
 Object = Mapping[str, Any]
+H = TypeVar("H", bound=Hashable)
 
 FINISHED = ("Succeeded", "Failed")
 VENDOR_ANNOTATIONS = ("hami.io/", "4pd.io/")
@@ -28,12 +32,14 @@ def node_view(obj: Object) -> NodeView:
     """The view of a Node. Never raises on odd content."""
     meta, spec, status = _part(obj, "metadata"), _part(obj, "spec"), _part(obj, "status")
     problems: list[str] = []
-    return NodeView(
+    view = NodeView(
         name=str(meta.get("name", "")),
         labels={str(key): str(value) for key, value in _part(meta, "labels").items()},
-        taints=tuple(
-            Taint(str(taint.get("key", "")), str(taint.get("value") or ""), str(taint.get("effect", "")))
-            for taint in spec.get("taints") or ()
+        taints=_shared(
+            tuple(
+                Taint(str(taint.get("key", "")), str(taint.get("value") or ""), str(taint.get("effect", "")))
+                for taint in spec.get("taints") or ()
+            )
         ),
         unschedulable=bool(spec.get("unschedulable")),
         ready=_is_ready(status) and not meta.get("deletionTimestamp"),
@@ -45,6 +51,14 @@ def node_view(obj: Object) -> NodeView:
         },
         problems=tuple(problems),
     )
+    return replace(view, gpus=_shared(gpu_classes(view)))
+
+
+@lru_cache(maxsize=4096)
+def _shared(value: H) -> H:
+    """The first of all equal values: thousands of nodes have the same taints and GPUs, and planning groups
+    them by identity."""
+    return value
 
 
 def _part(obj: Object, name: str) -> Object:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from plimsoll.inventory.gpu_class import GPUClass
+
 EMPTY: Mapping[str, int] = MappingProxyType({})
 NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
@@ -44,6 +46,9 @@ class NodeView:
     annotations: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
     problems: tuple[str, ...] = ()
     """What could not be read, field and value named; the amount counts as none."""
+    gpus: tuple[GPUClass, ...] = ()
+    """Its kinds of GPU, usable or not. They are read from the labels when the node changes, not for every
+    plan."""
 
 
 @dataclass(frozen=True, slots=True)

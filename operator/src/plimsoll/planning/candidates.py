@@ -1,85 +1,47 @@
-"""The configurations that could serve a deployment: precision × tensor parallel × kind of device, with their
-bytes.
+"""The configurations that could serve a deployment: precision × tensor parallel × pipeline parallel × kind of
+device, with their bytes.
 
-Every option is computed, also those that the engine cannot run yet or that no GPU holds: the answer to "why
-not" is an option with a reason. Pipeline parallel is 1 until the engine runs more.
+Options of one node are computed also where the engine cannot run them yet or no GPU holds them: the answer to
+"why not" is an option with a reason. Options over several nodes are offered where the engine runs them, and
+come last unless prices say otherwise: a stage boundary on a network is slower than one in a node.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from plimsoll.api.v1alpha1 import LLMDeploymentSpec, PlanStatus, StageMemory, WeightsPrecision
-from plimsoll.inventory.quantity import at_least
-from plimsoll.inventory.views import NodeView, Resources
+from plimsoll.api.v1alpha1 import LLMDeploymentSpec, PlanStatus, WeightsPrecision
+from plimsoll.inventory.products import names
 from plimsoll.model.facts import ModelFacts
+from plimsoll.planning.admission import Admitted
+from plimsoll.planning.options import (
+    Option,
+    Sized,
+    Sizer,
+    planned_configuration,
+    shape,
+    worker_requests,
+    workload,
+)
 from plimsoll.planning.snapshot import DeploymentRequest
-from plimsoll.planning.supply import NodeGPUs
-from plimsoll.sizing.footprint import Configuration, Footprint, Workload, footprint
-from plimsoll.sizing.host import cpu_request, ephemeral_storage, host_memory
-from plimsoll.sizing.kv_cache import BLOCK_TOKENS, pool_tokens
-from plimsoll.sizing.parallel import ParallelRefused
+from plimsoll.planning.supply import Pool
+from plimsoll.sizing.footprint import Configuration
+from plimsoll.sizing.host import host_memory
 from plimsoll.sizing.runtime import line
 from plimsoll.sizing.weights import native_precision
 from plimsoll_worker.launch import Capabilities, Device, Precision
 
+__all__ = ["TENSOR_PARALLEL", "Catalog", "configuration", "precision", "shape", "worker_requests", "workload"]
+
 TENSOR_PARALLEL = (1, 2, 4, 8)
 """Sizes that fill nodes of 1, 2, 4 and 8 GPUs without a rest; a divisibility chain, so packing stays
 exact."""
-DEFAULT_CONTEXT_TOKENS = 8192
-"""Longest context that must fit when nobody says: most chats stay far below, and long-context models would
-ask for hundreds of GiB of KV cache unasked."""
-DEFAULT_BATCHED_TOKENS = 2048
-"""Prefill chunk. Activations grow with it and 2048 tokens already keep the GPU's arithmetic busy (vLLM's
-default for chunked prefill is the same)."""
 SIZE_CLASS_BYTES = 8 << 30
 """GPUs are of one size when they round to the same multiple: an H100 has 79.6 GiB, an A100 80.0."""
 BF16_CAPABILITY = (8, 0)
 """Tensor cores compute BF16 from compute capability 8.0 on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One configuration on one kind of device."""
-
-    name: str
-    """For people: BF16 TP2 on NVIDIA-L4."""
-    draft: PlanStatus
-    """The plan without its placements."""
-    footprint: Footprint
-    requests: Resources
-    """Of one worker pod."""
-    nodes: tuple[NodeView, ...]
-    """Admitted nodes of this kind that have enough GPUs in all, taken or not."""
-    refusal: str
-    """Why the engine does not run it; empty when it does."""
-
-    @property
-    def needed(self) -> int:
-        """Bytes of the fullest rank."""
-        return self.footprint.worst.total
-
-    @property
-    def line(self) -> int:
-        return min(stage.line for stage in self.draft.memory)
-
-    @property
-    def fits(self) -> bool:
-        return self.needed <= self.line
-
-    @property
-    def gpus(self) -> int:
-        return self.draft.tensor_parallel * self.draft.pipeline_parallel if self.draft.product else 0
-
-
-def workload(spec: LLMDeploymentSpec, facts: ModelFacts) -> Workload:
-    """What must fit at the same time, with the defaults filled in."""
-    context = spec.workload.max_context_tokens or min(facts.max_position, DEFAULT_CONTEXT_TOKENS)
-    sequences = spec.workload.max_concurrent_sequences
-    batched = spec.workload.max_batched_tokens or min(DEFAULT_BATCHED_TOKENS, context * sequences)
-    return Workload(max_context_tokens=context, max_sequences=sequences, max_batched_tokens=batched)
+MIB = 1 << 20
 
 
 def precision(spec: LLMDeploymentSpec, facts: ModelFacts) -> Precision:
@@ -88,146 +50,180 @@ def precision(spec: LLMDeploymentSpec, facts: ModelFacts) -> Precision:
     return Precision(spec.quantization.weights.value)
 
 
-def configuration(device: Device, weights: Precision, tensor: int) -> Configuration:
+def configuration(device: Device, weights: Precision, tensor: int, pipeline: int = 1) -> Configuration:
     """The KV cache has the precision that the engine computes in."""
-    return Configuration(device=device, weights=weights, kv_cache=weights, tensor_parallel=tensor)
-
-
-def worker_requests(plan: PlanStatus, spec: LLMDeploymentSpec, facts: ModelFacts) -> Resources:
-    """Requests of one worker pod of the plan. Planner and pod builder both use this and nothing else."""
-    config = Configuration(
-        device=plan.device,
-        weights=plan.weights,
-        kv_cache=plan.kv_cache,
-        tensor_parallel=plan.tensor_parallel,
-        pipeline_parallel=plan.pipeline_parallel,
-    )
-    cpu = spec.pod_template.resources.cpu
-    return Resources(
-        cpu_millis=at_least(cpu, 1000) if cpu else cpu_request(Footprint(config, workload(spec, facts), ())),
-        memory_bytes=plan.host_memory_bytes,
-        ephemeral_bytes=ephemeral_storage(facts, fetches=spec.model.hugging_face is not None),
-        pods=1,
-        extended={plan.resource_name: plan.tensor_parallel} if plan.resource_name else {},
+    return Configuration(
+        device=device,
+        weights=weights,
+        kv_cache=weights,
+        tensor_parallel=tensor,
+        pipeline_parallel=pipeline,
     )
 
 
-def cpu_option(request: DeploymentRequest, capabilities: Capabilities, nodes: Iterable[NodeView]) -> Option:
-    """The one option without GPUs: everything in the node's memory."""
-    weights = precision(request.spec, request.facts)
-    sized = footprint(
-        request.facts, configuration(Device.CPU, weights, 1), workload(request.spec, request.facts)
-    )
-    headroom = request.spec.placement.memory_headroom_percent
-    host = host_memory(request.facts, sized, headroom_percent=headroom)
-    draft = _draft(request, sized, line(host, headroom), host)
-    return Option(
-        name=f"{weights} on CPU",
-        draft=draft,
-        footprint=sized,
-        requests=worker_requests(draft, request.spec, request.facts),
-        nodes=tuple(nodes),
-        refusal=_refusal(capabilities, sized.configuration, None),
-    )
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """All admitted GPUs of one product and resource."""
+
+    pools: tuple[Pool, ...]
+    memories: tuple[int, ...]
+    """Bytes of one GPU: GPUs of one product differ by driver. Ascending."""
+
+    @property
+    def first(self) -> Pool:
+        """The pool of the first node by name speaks for all."""
+        return min(self.pools, key=lambda pool: pool.nodes[0].name)
 
 
-def gpu_options(
-    request: DeploymentRequest, capabilities: Capabilities, gpus: Iterable[NodeGPUs]
-) -> tuple[Option, ...]:
-    """An option for each product and each tensor-parallel size that divides the model, up to the first that
-    fits all its GPUs: more ranks of the same GPU would only take more. Cheapest first: fewest GPUs, then the
-    smaller GPU, then name."""
-    by_product: dict[tuple[str, str], list[NodeGPUs]] = {}
-    for entry in gpus:
-        by_product.setdefault((entry.gpu.product, entry.gpu.resource_name), []).append(entry)
-    weights = precision(request.spec, request.facts)
-    headroom = request.spec.placement.memory_headroom_percent
-    options: list[tuple[tuple[int, ...], Option]] = []
-    for tensor in TENSOR_PARALLEL:
-        config = configuration(Device.GPU, weights, tensor)
-        try:
-            sized = footprint(request.facts, config, workload(request.spec, request.facts))
-        except ParallelRefused:
-            continue
-        for product, entries in list(by_product.items()):
-            wide = [entry for entry in entries if entry.gpu.total >= tensor]
-            if not wide:
+class Catalog:
+    """All options of a plan. `prices`: relative price of a GPU by (part of) its product's name; without
+    prices, or for a product that has none, the fewest GPUs cost least."""
+
+    def __init__(self, capabilities: Capabilities, prices: Mapping[str, int] | None = None) -> None:
+        self._capabilities = capabilities
+        self._prices = dict(prices or {})
+        self._sizer = Sizer()
+
+    def cpu_option(self, request: DeploymentRequest, admitted: Admitted) -> Option:
+        """The one option without GPUs: everything in the node's memory."""
+        config = configuration(Device.CPU, precision(request.spec, request.facts), 1)
+        sized = self._sized(request, config)
+        assert sized is not None, "a model that is not cut can be cut"
+        headroom = request.spec.placement.memory_headroom_percent
+        host = host_memory(request.facts, sized.footprint, headroom_percent=headroom)
+        refusal = _refusal(self._capabilities, config, None)
+        return Option(request, sized, None, line(host, headroom), host, admitted, refusal)
+
+    def gpu_options(self, request: DeploymentRequest, admitted: Admitted) -> tuple[Option, ...]:
+        """For each kind of GPU the cuts that divide the model, up to the first that fits all its GPUs: more
+        ranks of the same GPU would only take more. Cheapest first, then by product."""
+        found: list[Option] = []
+        for kind in _kinds(admitted):
+            found += self._options(request, kind, admitted)
+        return tuple(sorted(found, key=lambda option: (option.cost, option.product, option.gpus)))
+
+    def option_in_force(self, request: DeploymentRequest, plan: PlanStatus, admitted: Admitted) -> Option:
+        """The configuration of a plan in force, for more replicas of it."""
+        sized = self._sized(request, planned_configuration(plan))
+        assert sized is not None, "a plan in force cuts the model in a way that is possible"
+        drawn = max(stage.line for stage in plan.memory)
+        headroom = request.spec.placement.memory_headroom_percent
+        alike = tuple(
+            pool
+            for pool in admitted.pools
+            if pool.gpu is None
+            or (
+                (pool.gpu.product, pool.gpu.resource_name) == (plan.product, plan.resource_name)
+                and pool.gpu.total >= plan.tensor_parallel
+                and line(pool.gpu.memory_bytes, headroom) >= drawn
+            )
+        )
+        return Option(
+            request=request,
+            sized=sized,
+            gpu=alike[0].gpu if alike else None,
+            line=min(stage.line for stage in plan.memory),
+            host_memory=plan.host_memory_bytes,
+            admitted=admitted.only(alike),
+            refusal="",
+            in_force=plan.model_copy(update={"placements": [], "rejected": []}),
+        )
+
+    def _options(self, request: DeploymentRequest, kind: _Kind, admitted: Admitted) -> Iterator[Option]:
+        headroom = request.spec.placement.memory_headroom_percent
+        least_line, most_line = line(kind.memories[0], headroom), line(kind.memories[-1], headroom)
+        weights = precision(request.spec, request.facts)
+        fewest: int | None = None
+        """GPUs of the smallest cut so far that fits every GPU of the kind."""
+        for tensor in TENSOR_PARALLEL:
+            wide = tuple(pool for pool in kind.pools if pool.gpu and pool.gpu.total >= tensor)
+            whole = self._sized(request, configuration(Device.GPU, weights, tensor))
+            if not wide or whole is None or (fewest is not None and fewest <= tensor):
                 continue
-            memory = _least_memory(sized, wide, headroom)
-            option = _gpu_option(request, capabilities, sized, wide, memory)
-            options.append(((tensor, *_expense(wide[0], memory)), option))
-            if line(min(entry.gpu.memory_bytes for entry in entries), headroom) >= sized.worst.total:
-                del by_product[product]
-    ordered = sorted(options, key=lambda pair: (pair[0], pair[1].draft.product))
-    return tuple(option for _, option in ordered)
+            yield self._gpu_option(request, whole, wide, admitted)
+            if least_line >= whole.needed:
+                fewest = tensor
+            elif most_line < whole.needed:
+                cut = self._staged(request, weights, tensor, most_line)
+                if cut and (
+                    fewest is None or tensor * cut.footprint.configuration.pipeline_parallel < fewest
+                ):
+                    yield self._gpu_option(request, cut, wide, admitted)
+                    fewest = tensor * cut.footprint.configuration.pipeline_parallel
+
+    def _staged(
+        self, request: DeploymentRequest, weights: Precision, tensor: int, most_line: int
+    ) -> Sized | None:
+        """The fewest stages that fit, where the engine runs stages."""
+        whole = self._sized(request, configuration(Device.GPU, weights, tensor))
+        assert whole is not None, "stages are for cuts that divide the model"
+        stage = whole.footprint.worst.bytes
+        for pipeline in range(
+            2, min(self._capabilities.max_pipeline_parallel, request.facts.layer_count) + 1
+        ):
+            if (stage.weights + stage.kv_cache) // pipeline > most_line:
+                continue
+            cut = self._sized(request, configuration(Device.GPU, weights, tensor, pipeline))
+            if cut is not None and cut.needed <= most_line:
+                return cut
+        return None
+
+    def _sized(self, request: DeploymentRequest, config: Configuration) -> Sized | None:
+        return self._sizer.sized(request.facts, config, workload(request.spec, request.facts))
+
+    def _gpu_option(
+        self, request: DeploymentRequest, sized: Sized, wide: tuple[Pool, ...], admitted: Admitted
+    ) -> Option:
+        headroom = request.spec.placement.memory_headroom_percent
+        kind = _Kind(wide, _memories(wide))
+        # The smallest memory that holds the footprint admits the most nodes.
+        memory = next((m for m in kind.memories if line(m, headroom) >= sized.needed), kind.memories[-1])
+        gpu = kind.first.gpu
+        assert gpu is not None, "pools of a kind of GPU have one"
+        config = sized.footprint.configuration
+        return Option(
+            request=request,
+            sized=sized,
+            gpu=gpu,
+            line=line(memory, headroom),
+            host_memory=host_memory(request.facts, sized.footprint),
+            admitted=admitted.only([pool for pool in wide if pool.gpu and pool.gpu.memory_bytes >= memory]),
+            refusal=_refusal(self._capabilities, config, gpu.compute_capability),
+            cost=self._cost(config, gpu.product, memory, gpu.compute_capability or (0, 0)),
+        )
+
+    def _cost(self, config: Configuration, product: str, memory: int, capability: tuple[int, int]) -> int:
+        """Of one replica: its price where prices are known, then whether it spans nodes, its GPUs, their size
+        and their generation. A GPU with less memory, or of an older generation with about the same, costs
+        less everywhere. One number, so that the costs of several replicas add up; each part is wide enough to
+        hold its sum over a plan."""
+        gpus = config.tensor_parallel * config.pipeline_parallel
+        price = next((price for wish, price in self._prices.items() if names(wish, product)), 0)
+        parts = (
+            (price * gpus, 0),
+            (config.pipeline_parallel - 1, 24),
+            (gpus, 24),
+            (gpus * round(memory / SIZE_CLASS_BYTES), 32),
+            (gpus * (capability[0] * 10 + capability[1]), 32),
+            (gpus * (memory // MIB), 48),
+        )
+        cost = 0
+        for amount, bits in parts:
+            cost = (cost << bits) + amount
+        return cost
 
 
-def _expense(entry: NodeGPUs, memory: int) -> tuple[int, ...]:
-    """Sort key, cheapest first. Prices are not known; a GPU with less memory, or of an older generation with
-    about the same, costs less everywhere."""
-    return round(memory / SIZE_CLASS_BYTES), *(entry.gpu.compute_capability or (0, 0)), memory
+def _kinds(admitted: Admitted) -> Iterator[_Kind]:
+    by_product: dict[tuple[str, str], list[Pool]] = {}
+    for pool in admitted.pools:
+        assert pool.gpu is not None, "deployments on GPU are admitted to pools of GPUs"
+        by_product.setdefault((pool.gpu.product, pool.gpu.resource_name), []).append(pool)
+    for pools in by_product.values():
+        yield _Kind(tuple(pools), _memories(pools))
 
 
-def _least_memory(sized: Footprint, entries: list[NodeGPUs], headroom: int) -> int:
-    """GPUs of one product differ by driver: the smallest memory that holds the footprint admits the most
-    nodes."""
-    distinct = sorted({entry.gpu.memory_bytes for entry in entries})
-    return next((memory for memory in distinct if line(memory, headroom) >= sized.worst.total), distinct[-1])
-
-
-def _gpu_option(
-    request: DeploymentRequest,
-    capabilities: Capabilities,
-    sized: Footprint,
-    entries: list[NodeGPUs],
-    memory: int,
-) -> Option:
-    gpu = entries[0].gpu
-    config = sized.configuration
-    drawn = line(memory, request.spec.placement.memory_headroom_percent)
-    draft = _draft(
-        request, sized, drawn, host_memory(request.facts, sized), gpu.product, resource=gpu.resource_name
-    )
-    return Option(
-        name=f"{config.weights} TP{config.tensor_parallel} on {gpu.product}",
-        draft=draft,
-        footprint=sized,
-        requests=worker_requests(draft, request.spec, request.facts),
-        nodes=tuple(entry.node for entry in entries if entry.gpu.memory_bytes >= memory),
-        refusal=_refusal(capabilities, config, gpu.compute_capability),
-    )
-
-
-def option_in_force(
-    request: DeploymentRequest, plan: PlanStatus, gpus: Iterable[NodeGPUs], nodes: Iterable[NodeView]
-) -> Option:
-    """The configuration of a plan in force, for more replicas of it."""
-    config = Configuration(
-        device=plan.device,
-        weights=plan.weights,
-        kv_cache=plan.kv_cache,
-        tensor_parallel=plan.tensor_parallel,
-        pipeline_parallel=plan.pipeline_parallel,
-    )
-    drawn = max(stage.line for stage in plan.memory)
-    headroom = request.spec.placement.memory_headroom_percent
-    alike = (
-        entry.node
-        for entry in gpus
-        if entry.gpu.product == plan.product
-        and entry.gpu.resource_name == plan.resource_name
-        and entry.gpu.total >= plan.tensor_parallel
-        and line(entry.gpu.memory_bytes, headroom) >= drawn
-    )
-    on = f"TP{plan.tensor_parallel} on {plan.product}" if plan.product else "on CPU"
-    return Option(
-        name=f"{plan.weights} {on}",
-        draft=plan.model_copy(update={"placements": [], "rejected": []}),
-        footprint=footprint(request.facts, config, workload(request.spec, request.facts)),
-        requests=worker_requests(plan, request.spec, request.facts),
-        nodes=tuple(nodes) if plan.device is Device.CPU else tuple(alike),
-        refusal="",
-    )
+def _memories(pools: tuple[Pool, ...] | list[Pool]) -> tuple[int, ...]:
+    return tuple(sorted({pool.gpu.memory_bytes for pool in pools if pool.gpu}))
 
 
 def _refusal(capabilities: Capabilities, config: Configuration, capability: tuple[int, int] | None) -> str:
@@ -244,48 +240,3 @@ def _refusal(capabilities: Capabilities, config: Configuration, capability: tupl
             f"BF16 needs compute capability 8.0 and the GPU has {has}; quantization.weights: FP32 runs there"
         )
     return ""
-
-
-def _draft(
-    request: DeploymentRequest,
-    sized: Footprint,
-    drawn: int,
-    host: int,
-    product: str = "",
-    *,
-    resource: str = "",
-) -> PlanStatus:
-    config, load = sized.configuration, sized.workload
-    draft = PlanStatus(
-        revision=request.revision,
-        id="",
-        summary="",
-        device=config.device,
-        product=product,
-        resource_name=resource,
-        weights=config.weights,
-        kv_cache=config.kv_cache,
-        tensor_parallel=config.tensor_parallel,
-        pipeline_parallel=config.pipeline_parallel,
-        stage_layers=[stage.layers[1] - stage.layers[0] for stage in sized.stages],
-        max_batched_tokens=load.max_batched_tokens,
-        max_context_tokens=load.max_context_tokens,
-        kv_cache_tokens=pool_tokens(
-            context=load.max_context_tokens, sequences=load.max_sequences, kv_tokens=None, block=BLOCK_TOKENS
-        ),
-        kv_cache_bytes=max(stage.bytes.kv_cache for stage in sized.stages),
-        memory=[
-            StageMemory(stage=stage.stage, predicted=stage.bytes, line=drawn, total=stage.total)
-            for stage in sized.stages
-        ],
-        host_memory_bytes=host,
-        placements=[],
-    )
-    return draft.model_copy(update={"id": _plan_id(draft)})
-
-
-def _plan_id(draft: PlanStatus) -> str:
-    """A hash over everything that a worker runs by, placements left out: adding a replica must not rename,
-    and so restart, the replicas that serve."""
-    told = draft.model_dump_json(exclude={"id", "summary", "placements", "rejected"})
-    return hashlib.sha256(told.encode()).hexdigest()[:8]

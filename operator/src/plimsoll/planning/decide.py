@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from plimsoll.api.v1alpha1 import PlanPlacement, PlanStatus, RejectedOption
-from plimsoll.inventory.views import NodeView
-from plimsoll.planning.candidates import Option, cpu_option, gpu_options, option_in_force
-from plimsoll.planning.eligibility import (
-    VOLUME_UNAVAILABLE,
-    Eligibility,
-    Obstacle,
-    most_replicas,
-    single_node,
-)
-from plimsoll.planning.placement import place_replicas, undo
-from plimsoll.planning.rejections import (
-    headline,
-    nearest,
-    no_nodes,
-    not_possible,
-    why_not,
-)
+from plimsoll.planning.admission import Admission
+from plimsoll.planning.candidates import Catalog
+from plimsoll.planning.eligibility import VOLUME_UNAVAILABLE, Eligibility, most_replicas, single_node
+from plimsoll.planning.options import Option
+from plimsoll.planning.placement import place_replicas, redo, undo
+from plimsoll.planning.rejections import headline, nearest, no_nodes, not_possible, why_not
 from plimsoll.planning.retention import Held
 from plimsoll.planning.room import Room
 from plimsoll.planning.snapshot import Decision, DeploymentRequest, Rejection
-from plimsoll.planning.supply import NodeGPUs, Supply, admitted_gpus
+from plimsoll.planning.supply import Supply
 from plimsoll.planning.words import count
 from plimsoll_worker.launch import Capabilities, Device
 
@@ -38,6 +27,8 @@ class World:
     supply: Supply
     room: Room
     capabilities: Capabilities
+    catalog: Catalog
+    admission: Admission
 
 
 def decide(
@@ -71,18 +62,21 @@ class _Search:
         world: World,
     ) -> None:
         self._request = request
+        self._eligibility = eligibility
         self._placements = placements
         self._missing = missing
         self._world = world
-        self._gpus, self._nodes, self._refused = _admit(request, eligibility, world.supply)
+        self._admitted = world.admission.admitted(request, eligibility)
         self._one_node = single_node(request.volume)
         limit = most_replicas(request.volume)
         self._placeable = missing if limit is None else missing[: max(0, limit - len(placements))]
-        self._only = {placement.node for placement in placements} if self._one_node else set()
 
     def extend(self, plan: PlanStatus) -> Decision:
         """More replicas of the configuration in force: all replicas of a revision are alike."""
-        option = option_in_force(self._request, plan, self._gpus, self._nodes)
+        admitted = self._admitted
+        if self._one_node:
+            admitted = admitted.within(frozenset(placement.node for placement in self._placements))
+        option = self._world.catalog.option_in_force(self._request, plan, admitted)
         placed = self._place(option)
         decided = finished(plan, self._request, [*self._placements, *placed])
         return self._decision(decided, option, placed)
@@ -90,49 +84,58 @@ class _Search:
     def choose(self) -> Decision:
         """The first option, cheapest first, that places every replica; else the one that places most of
         them."""
-        if not self._nodes:
-            device = self._request.spec.placement.device
-            return Decision(None, no_nodes(self._world.supply, self._refused, device), tuple(self._missing))
+        if not self._admitted.pools:
+            return Decision(None, self._no_nodes(), tuple(self._missing))
         options = self._options()
-        failures: list[RejectedOption | None] = []
+        tried: dict[Option, list[PlanPlacement]] = {}
         best: Option | None = None
-        most: list[PlanPlacement] = []
         for option in options:
-            placed = self._place(option) if option.fits and not option.refusal else None
-            if placed is not None and len(placed) == len(self._placeable):
-                best, most = option, placed
-                break
-            failures.append(
-                why_not(option, self._world.room) if not placed else self._too_few(option, placed)
-            )
-            undo(option, placed or [], self._world.room)
-            if placed and len(placed) > len(most):
-                best, most = option, placed
-        else:
-            for placement in most:
-                assert best is not None, "placements belong to an option"
-                self._world.room.take(placement.node, best.requests)
-        rejected = nearest(options[: len(failures)], failures)
-        if best is None:
-            reason, message = self._headline(options, failures)
-            return Decision(None, Rejection(reason, message, tuple(rejected)), tuple(self._missing))
-        plan = finished(best.draft, self._request, most).model_copy(update={"rejected": rejected})
-        return self._decision(plan, best, most)
+            able = option.fits and not option.refusal
+            placed = tried[option] = self._place(option) if able else []
+            undo(option, placed, self._world.room)
+            if able and self._complete(option, placed):
+                return self._taken(option, tried)
+            if len(placed) > (len(tried[best]) if best else 0):
+                best = option
+        return self._taken(best, tried) if best else self._rejected(options)
+
+    def _taken(self, best: Option, tried: Mapping[Option, Sequence[PlanPlacement]]) -> Decision:
+        """The plan of `best`, and the nearest of the others that were looked at."""
+        placed = tried[best]
+        others = [option for option in tried if option is not best or not self._complete(best, placed)]
+        rejected = nearest(others, lambda option: self._failure(option, tried[option]))
+        redo(best, placed, self._world.room)
+        plan = finished(best.draft, self._request, placed).model_copy(update={"rejected": rejected})
+        return self._decision(plan, best, placed)
+
+    def _rejected(self, options: Sequence[Option]) -> Decision:
+        failures = {option: self._failure(option, []) for option in options}
+        told = [failure or self._bound_by_volume(option) for option, failure in failures.items()]
+        reason, message = headline(self._request, options, told, self._world.room)
+        rejection = Rejection(reason, message, tuple(nearest(options, failures.__getitem__)))
+        return Decision(None, rejection, tuple(self._missing))
+
+    def _complete(self, option: Option, placed: Sequence[PlanPlacement]) -> bool:
+        return len(placed) == len(self._placeable) * option.config.pipeline_parallel
 
     def _options(self) -> tuple[Option, ...]:
         if self._request.spec.placement.device is Device.CPU:
-            return (cpu_option(self._request, self._world.capabilities, self._nodes),)
-        return gpu_options(self._request, self._world.capabilities, self._gpus)
+            return (self._world.catalog.cpu_option(self._request, self._admitted),)
+        return self._world.catalog.gpu_options(self._request, self._admitted)
 
     def _place(self, option: Option) -> list[PlanPlacement]:
-        return place_replicas(
-            option,
-            self._placeable,
-            self._world.room,
-            eligible=lambda node: not self._only or node.name in self._only,
-            gpu_nodes=self._world.supply.gpu_nodes,
-            one_node=self._one_node,
-        )
+        return place_replicas(option, self._placeable, self._world.room, one_node=self._one_node)
+
+    def _no_nodes(self) -> Rejection:
+        refused = self._world.admission.refused(self._request, self._eligibility)
+        return no_nodes(self._world.supply, refused, self._request.spec.placement.device)
+
+    def _failure(self, option: Option, placed: Sequence[PlanPlacement]) -> RejectedOption | None:
+        """Why the option was not taken: told of the room as it is with `placed` in it."""
+        redo(option, placed, self._world.room)
+        told = self._too_few(option, placed) if placed else why_not(option, self._world.room)
+        undo(option, placed, self._world.room)
+        return told
 
     def _too_few(self, option: Option, placed: Sequence[PlanPlacement]) -> RejectedOption:
         found = len({placement.replica for placement in placed})
@@ -144,15 +147,6 @@ class _Search:
             reason=lacking.reason if lacking else VOLUME_UNAVAILABLE,
             message=f"has room for {found} of {wanted}{because}",
         )
-
-    def _headline(
-        self, options: Sequence[Option], failures: Sequence[RejectedOption | None]
-    ) -> tuple[str, str]:
-        told = [
-            failure or self._bound_by_volume(option)
-            for option, failure in zip(options, failures, strict=True)
-        ]
-        return headline(self._request, options, told, self._world.room)
 
     def _bound_by_volume(self, option: Option) -> RejectedOption:
         volume = self._request.volume
@@ -168,32 +162,17 @@ class _Search:
         unplaced = tuple(replica for replica in self._missing if replica not in found)
         if not unplaced:
             return Decision(plan)
-        if not option.nodes:
-            device = self._request.spec.placement.device
-            return Decision(plan, no_nodes(self._world.supply, self._refused, device), unplaced)
+        if not option.admitted.pools:
+            return Decision(plan, self._no_nodes(), unplaced)
         lacking = why_not(option, self._world.room) or self._bound_by_volume(option)
         return Decision(plan, Rejection(lacking.reason, lacking.message, (lacking,)), unplaced)
 
 
-def _admit(
-    request: DeploymentRequest, eligibility: Eligibility, supply: Supply
-) -> tuple[tuple[NodeGPUs, ...], tuple[NodeView, ...], tuple[tuple[NodeView, Obstacle], ...]]:
-    if request.spec.placement.device is Device.GPU:
-        admitted = admitted_gpus(supply, request.spec.placement.accelerators, eligibility.obstacle)
-        return admitted.gpus, tuple(entry.node for entry in admitted.gpus), admitted.refused
-    nodes: list[NodeView] = []
-    refused: list[tuple[NodeView, Obstacle]] = []
-    for node in supply.nodes:
-        if why := eligibility.obstacle(node):
-            refused.append((node, why))
-        else:
-            nodes.append(node)
-    return (), tuple(nodes), tuple(refused)
-
-
 def finished(plan: PlanStatus, request: DeploymentRequest, placements: Sequence[PlanPlacement]) -> PlanStatus:
-    """The plan with its placements and its one-line summary."""
+    """The plan with its placements and its one-line summary; the very same plan when it says so already."""
     ordered = sorted(placements, key=lambda placement: (placement.replica, placement.stage))
+    if plan.placements == ordered and plan.revision == request.revision and plan.summary:
+        return plan
     return plan.model_copy(
         update={
             "revision": request.revision,

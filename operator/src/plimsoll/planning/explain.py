@@ -16,8 +16,9 @@ from plimsoll.inventory.labels import gpu_classes
 from plimsoll.inventory.views import NodeView, PodView
 from plimsoll.model.facts import ModelFacts
 from plimsoll.planning import words
-from plimsoll.planning.candidates import TENSOR_PARALLEL, workload
-from plimsoll.sizing.footprint import Configuration, Term, footprint
+from plimsoll.planning.candidates import TENSOR_PARALLEL
+from plimsoll.planning.options import planned_configuration, workload
+from plimsoll.sizing.footprint import Term, footprint
 from plimsoll_worker.launch import Device, MemoryCategory, PredictedMemory
 
 _NAMES = {field.alias or name: name for name, field in PredictedMemory.model_fields.items()}
@@ -84,13 +85,7 @@ def stage_sums(
 
 
 def _terms(plan: PlanStatus, spec: LLMDeploymentSpec, facts: ModelFacts) -> dict[int, tuple[Term, ...]]:
-    config = Configuration(
-        device=plan.device,
-        weights=plan.weights,
-        kv_cache=plan.kv_cache,
-        tensor_parallel=plan.tensor_parallel,
-        pipeline_parallel=plan.pipeline_parallel,
-    )
+    config = planned_configuration(plan)
     return {stage.stage: stage.terms for stage in footprint(facts, config, workload(spec, facts)).stages}
 
 

@@ -2,21 +2,22 @@
 
 Each stage goes to the node where taking its GPUs destroys the fewest larger slots: an 8-GPU node stays whole
 while an odd GPU is free elsewhere. This is FGD's idea ("Beware of Fragmentation", ATC'23), exact for whole
-GPUs and O(nodes); packing by most-allocated alone was rejected because it eats the last whole node of a pool
-that is evenly used.
+GPUs; packing by most-allocated alone was rejected because it eats the last whole node of a pool that is
+evenly used. Nodes with equally many free GPUs are alike to the rule, so it looks at levels of free GPUs, not
+at nodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import merge
 
 from plimsoll.api.v1alpha1 import PlanPlacement
-from plimsoll.inventory.views import NodeView, Resources
-from plimsoll.planning.candidates import Option
+from plimsoll.inventory.capacity import amounts
+from plimsoll.planning.options import Option
 from plimsoll.planning.room import Room
 
 SLOTS = (8, 4, 2)
-Rank = tuple[object, ...]
 
 
 def slot_loss(free: int, taken: int) -> tuple[int, ...]:
@@ -24,41 +25,81 @@ def slot_loss(free: int, taken: int) -> tuple[int, ...]:
     return tuple(free // slot - (free - taken) // slot for slot in SLOTS)
 
 
-def rank(option: Option, node: NodeView, room: Room, *, gpu_node: bool) -> tuple[tuple[int, ...], str]:
-    """Sort key, best first. GPU: slot loss, then the fullest node. CPU: nodes without GPUs, then the least
-    memory to spare. Last the name, so that equal snapshots give equal plans."""
-    free = room.free(node.name)
-    if option.draft.resource_name:
-        gpus = free.extended.get(option.draft.resource_name, 0)
-        return (*slot_loss(gpus, option.draft.tensor_parallel), gpus), node.name
-    return (int(gpu_node), free.memory_bytes), node.name
+def ranked(option: Option, room: Room) -> Iterator[str]:
+    """Admitted nodes with enough free GPUs (on CPU: memory), the best first; other resources are not looked
+    at. GPU: slot loss, then the fullest node. CPU: nodes without GPUs, then the least memory to spare. Last
+    the name, so that equal snapshots give equal plans. `room` must not change meanwhile."""
+    found = _by_slots(option, room) if option.resource else _by_memory(option, room)
+    admits = option.admitted.admits
+    return filter(admits, found) if admits else found
+
+
+def _by_slots(option: Option, room: Room) -> Iterator[str]:
+    taken = option.config.tensor_parallel
+    shelves = [room.shelf(pool) for pool in option.admitted.pools]
+    levels = {level for shelf in shelves for level in shelf.levels(taken)}
+    for level in sorted(levels, key=lambda free: (slot_loss(free, taken), free)):
+        yield from merge(*(shelf.at(level) for shelf in shelves))
+
+
+def _by_memory(option: Option, room: Room) -> Iterator[str]:
+    for has_gpus in (False, True):
+        pools = [pool for pool in option.admitted.pools if pool.has_gpus is has_gpus]
+        least = option.requests.memory_bytes
+        yield from (name for _, name in merge(*(room.shelf(pool).upwards(least) for pool in pools)))
+
+
+def best(option: Option, room: Room) -> str | None:
+    """The node that takes one more pod of the option."""
+    return next((name for name in ranked(option, room) if not room.lacks(name, option.requests)), None)
 
 
 def place_replicas(
-    option: Option,
-    replicas: Sequence[int],
-    room: Room,
-    *,
-    eligible: Callable[[NodeView], bool],
-    gpu_nodes: frozenset[str],
-    one_node: bool = False,
+    option: Option, replicas: Sequence[int], room: Room, *, one_node: bool = False
 ) -> list[PlanPlacement]:
     """Take room for as many of `replicas` as fit, and say where. `one_node`: all on one node (a volume that
     attaches once); the one that holds the most is chosen."""
-    nodes = [node for node in option.nodes if eligible(node)]
-    if not one_node:
-        return _fill(option, replicas, room, nodes, gpu_nodes)
-    best: list[PlanPlacement] = []
-    for node in sorted(nodes, key=lambda node: rank(option, node, room, gpu_node=node.name in gpu_nodes)):
-        placed = _fill(option, replicas, room, [node], gpu_nodes)
-        undo(option, placed, room)
-        if len(placed) > len(best):
-            best = placed
-        if len(best) == len(replicas):
+    if one_node:
+        return _on_one_node(option, replicas, room)
+    placed: list[PlanPlacement] = []
+    for replica in replicas:
+        stages: list[PlanPlacement] = []
+        for stage in range(option.config.pipeline_parallel):
+            name = best(option, room)
+            if name is None:
+                undo(option, stages, room)
+                return placed
+            room.take(name, option.requests)
+            stages.append(_placement(option, replica, stage, name))
+        placed += stages
+    return placed
+
+
+def _on_one_node(option: Option, replicas: Sequence[int], room: Room) -> list[PlanPlacement]:
+    node, most = "", 0
+    for name in ranked(option, room):
+        there = min(len(replicas), _pods_held(option, name, room) // option.config.pipeline_parallel)
+        if there > most:
+            node, most = name, there
+        if most == len(replicas):
             break
-    for placement in best:
+    stages = range(option.config.pipeline_parallel)
+    placed = [_placement(option, replica, stage, node) for replica in replicas[:most] for stage in stages]
+    for placement in placed:
         room.take(placement.node, option.requests)
-    return best
+    return placed
+
+
+def _pods_held(option: Option, name: str, room: Room) -> int:
+    """Pods of the option that fit on the node at once."""
+    free = amounts(room.free(name))
+    asked = amounts(option.requests).items()
+    return min(max(0, free.get(resource, 0)) // amount for resource, amount in asked if amount > 0)
+
+
+def _placement(option: Option, replica: int, stage: int, node: str) -> PlanPlacement:
+    gpus = option.config.tensor_parallel if option.resource else 0
+    return PlanPlacement(replica=replica, stage=stage, node=node, gpus=gpus)
 
 
 def undo(option: Option, placed: Iterable[PlanPlacement], room: Room) -> None:
@@ -66,28 +107,7 @@ def undo(option: Option, placed: Iterable[PlanPlacement], room: Room) -> None:
         room.give_back(placement.node, option.requests)
 
 
-def _fill(
-    option: Option, replicas: Sequence[int], room: Room, nodes: Sequence[NodeView], gpu_nodes: frozenset[str]
-) -> list[PlanPlacement]:
-    placed: list[PlanPlacement] = []
-    for replica in replicas:
-        stages: list[PlanPlacement] = []
-        for stage in range(option.draft.pipeline_parallel):
-            node = _best(option, option.requests, room, nodes, gpu_nodes)
-            if node is None:
-                undo(option, stages, room)
-                return placed
-            room.take(node.name, option.requests)
-            gpus = option.draft.tensor_parallel if option.draft.resource_name else 0
-            stages.append(PlanPlacement(replica=replica, stage=stage, node=node.name, gpus=gpus))
-        placed += stages
-    return placed
-
-
-def _best(
-    option: Option, requests: Resources, room: Room, nodes: Sequence[NodeView], gpu_nodes: frozenset[str]
-) -> NodeView | None:
-    fitting = (node for node in nodes if not room.lacks(node.name, requests))
-    return min(
-        fitting, key=lambda node: rank(option, node, room, gpu_node=node.name in gpu_nodes), default=None
-    )
+def redo(option: Option, placed: Iterable[PlanPlacement], room: Room) -> None:
+    """Take the room of placements that were undone."""
+    for placement in placed:
+        room.take(placement.node, option.requests)

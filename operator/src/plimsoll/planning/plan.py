@@ -14,11 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from plimsoll.api.v1alpha1 import PlanMode
-from plimsoll.inventory.capacity import add, free_by_node, subtract
+from plimsoll.inventory.capacity import add, free_by_node, held_on, subtract, total
 from plimsoll.inventory.views import PodView, Resources
-from plimsoll.planning.candidates import worker_requests
+from plimsoll.planning.admission import Admission
+from plimsoll.planning.candidates import Catalog
 from plimsoll.planning.decide import World, decide
 from plimsoll.planning.eligibility import Eligibility
+from plimsoll.planning.options import worker_requests
 from plimsoll.planning.retention import Held, keep, release
 from plimsoll.planning.room import Room, overbooked, pods_by_owner
 from plimsoll.planning.snapshot import Decision, Decisions, DeploymentRequest, Snapshot
@@ -33,8 +35,14 @@ def plan(snapshot: Snapshot) -> Decisions:
     Deployments that run pods come first, by priority, then age; those that are suspended or only planned are
     answered from what is left, and hold nothing.
     """
-    supply = Supply(snapshot.nodes)
-    world = World(supply, Room(free_by_node(supply.nodes, snapshot.pods)), snapshot.capabilities)
+    supply = Supply(snapshot.nodes, _selectors(snapshot.deployments))
+    world = World(
+        supply=supply,
+        room=Room(supply.by_name, snapshot.pods),
+        capabilities=snapshot.capabilities,
+        catalog=Catalog(snapshot.capabilities),
+        admission=Admission(supply),
+    )
     owned = pods_by_owner(snapshot.pods, (request.uid for request in snapshot.deployments))
     ordered = sorted(snapshot.deployments, key=precedence)
     holding = [request for request in ordered if holds(request)]
@@ -53,6 +61,10 @@ def plan(snapshot: Snapshot) -> Decisions:
             own = owned.get(request.uid, ())
             decisions[request.uid] = _answer(request, own, eligibilities[request.uid], world)
     return decisions
+
+
+def _selectors(requests: Iterable[DeploymentRequest]) -> set[str]:
+    return {key for request in requests for key in request.spec.placement.node_selector}
 
 
 def precedence(request: DeploymentRequest) -> tuple[int, str, str, str]:
@@ -94,20 +106,27 @@ def _check(
     plan."""
     # By name, not by uid: a promised pod has none yet.
     spoken_for = {_key(pod) for held in kept.values() for entry in held for pod in entry.pods}
-    free = free_by_node(snapshot.nodes, (pod for pod in snapshot.pods if _key(pod) not in spoken_for))
+    held_by_placement: dict[str, list[Resources]] = {}
     promised: dict[str, Resources] = {}
     for request in holding:
-        standing = {(e.placement.replica, e.placement.stage): e for e in kept[request.uid]}
         decided = decisions[request.uid].plan
         if decided is None:
             continue
-        requests = worker_requests(decided, request.spec, request.facts)
+        standing = {(e.placement.replica, e.placement.stage): e for e in kept[request.uid]}
+        requests: Resources | None = None
         for placement in decided.placements:
             entry = standing.get((placement.replica, placement.stage))
+            if entry is None:
+                requests = requests or worker_requests(decided, request.spec, request.facts)
             amount = entry.resources if entry else requests
-            free[placement.node] = subtract(free.get(placement.node, Resources()), amount)
+            assert amount is not None, "a new placement asks for what its plan says"
+            held_by_placement.setdefault(placement.node, []).append(amount)
             if entry is None or not entry.running:
                 promised[placement.node] = add(promised.get(placement.node, Resources()), amount)
+    others = (pod for pod in snapshot.pods if held_on(pod) in promised and _key(pod) not in spoken_for)
+    free = free_by_node((node for node in snapshot.nodes if node.name in promised), others)
+    for name in promised:
+        free[name] = subtract(free.get(name, Resources()), total(held_by_placement[name]))
     problem = overbooked(free, promised)
     assert not problem, problem
 

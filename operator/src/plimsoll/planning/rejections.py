@@ -3,14 +3,16 @@ it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 from plimsoll.api.v1alpha1 import RejectedOption
-from plimsoll.inventory.capacity import MEMORY, Shortage
-from plimsoll.inventory.views import NodeView
+from plimsoll.inventory.capacity import Shortage
 from plimsoll.planning import words
-from plimsoll.planning.candidates import Option
-from plimsoll.planning.eligibility import NO_MATCHING_NODES, VOLUME_UNAVAILABLE, Obstacle
+from plimsoll.planning.admission import Refused
+from plimsoll.planning.eligibility import NO_MATCHING_NODES, VOLUME_UNAVAILABLE
+from plimsoll.planning.options import Option, shape
+from plimsoll.planning.placement import best, ranked
 from plimsoll.planning.remedies import remedies
 from plimsoll.planning.room import Room
 from plimsoll.planning.snapshot import DeploymentRequest, Rejection
@@ -20,6 +22,7 @@ from plimsoll.sizing.host import host_memory
 from plimsoll_worker.launch import Capabilities, Device
 
 MAX_REJECTED = 8
+NAMES_TOLD = 3
 INSUFFICIENT_MEMORY, INSUFFICIENT_GPUS = "InsufficientMemory", "InsufficientGPUs"
 INSUFFICIENT_RESOURCES, ENGINE_UNSUPPORTED = "InsufficientResources", "EngineUnsupported"
 CONTEXT_TOO_LONG = "ContextTooLong"
@@ -50,13 +53,13 @@ def not_possible(request: DeploymentRequest, capabilities: Capabilities) -> Reje
     return None
 
 
-def no_nodes(supply: Supply, refused: Sequence[tuple[NodeView, Obstacle]], device: Device) -> Rejection:
+def no_nodes(supply: Supply, refused: Sequence[Refused], device: Device) -> Rejection:
     """No node may be used at all."""
     reason = NO_MATCHING_NODES
     if any(obstacle.reason == VOLUME_UNAVAILABLE for _, obstacle in refused):
         reason = VOLUME_UNAVAILABLE
     if refused:
-        found = words.count(len({node.name for node, _ in refused}), "node")
+        found = words.count(len({node.name for nodes, _ in refused for node in nodes}), "node")
         with_gpu = " with whole GPUs" if device is Device.GPU else ""
         return Rejection(reason, f"none of {found}{with_gpu} can be used: {grouped(refused)}")
     if device is Device.CPU:
@@ -78,15 +81,13 @@ def _no_gpus(unusable: Sequence[NodeGPUs]) -> str:
     return f"no node offers a usable GPU. {told}"
 
 
-def grouped(refused: Iterable[tuple[NodeView, Obstacle]]) -> str:
+def grouped(refused: Iterable[Refused]) -> str:
     """Obstacles with the nodes they are on: "a, b are ..." once, not a line a node."""
-    by_words: dict[str, list[str]] = {}
-    for node, obstacle in refused:
-        names = by_words.setdefault(obstacle.words, [])
-        if node.name not in names[-1:]:
-            names.append(node.name)
+    by_words: dict[str, set[str]] = {}
+    for nodes, obstacle in refused:
+        by_words.setdefault(obstacle.words, set()).update(node.name for node in nodes)
     ordered = sorted(by_words.items(), key=lambda item: (-len(item[1]), item[0]))
-    return "; ".join(f"{words.listed(names)} {text}" for text, names in ordered[:4])
+    return "; ".join(f"{words.listed(sorted(names))} {text}" for text, names in ordered[:4])
 
 
 def shares(sized: Footprint, total: int | None = None) -> str:
@@ -104,28 +105,26 @@ def why_not(option: Option, room: Room) -> RejectedOption | None:
         return _rejected(option, INSUFFICIENT_MEMORY, _over_the_line(option))
     if option.refusal:
         return _rejected(option, ENGINE_UNSUPPORTED, _would_fit(option))
-    lacking = [(node, room.lacks(node.name, option.requests)) for node in option.nodes]
-    if any(not lacks for _, lacks in lacking):
+    if best(option, room) is not None:
         return None
-    resource = option.draft.resource_name
-    if resource and all(_names(lacks, resource) for _, lacks in lacking):
+    return _no_room(option, room)
+
+
+def _no_room(option: Option, room: Room) -> RejectedOption:
+    # Nodes whose GPUs are taken speak last: where others have them free, what those lack is the reason.
+    names = list(ranked(option, room))
+    if option.resource and not names:
         return _rejected(option, INSUFFICIENT_GPUS, _taken(option, room))
-    # The node that lacks fewest resources is the one to talk about; GPUs that are taken speak last.
-    node, lacks = min(
-        lacking, key=lambda pair: (_names(pair[1], resource), len(pair[1]), _relative(pair[1]), pair[0].name)
-    )
-    if not resource and all(_names(lacks, MEMORY) for _, lacks in lacking):
+    if not option.resource and not names:
         return _rejected(option, INSUFFICIENT_MEMORY, _most_free(option, room))
+    lacking = ((name, room.lacks(name, option.requests)) for name in names)
+    name, lacks = min(lacking, key=lambda pair: (len(pair[1]), _relative(pair[1]), pair[0]))
     told = "; ".join(words.shortage(lack) for lack in lacks)
-    return _rejected(option, INSUFFICIENT_RESOURCES, f"{node.name} comes nearest and lacks {told}")
+    return _rejected(option, INSUFFICIENT_RESOURCES, f"{name} comes nearest and lacks {told}")
 
 
 def _rejected(option: Option, reason: str, message: str) -> RejectedOption:
     return RejectedOption(option=option.name, reason=reason, message=message)
-
-
-def _names(lacks: Sequence[Shortage], resource: str) -> bool:
-    return any(lack.resource == resource for lack in lacks)
 
 
 def _relative(lacks: Sequence[Shortage]) -> float:
@@ -134,40 +133,53 @@ def _relative(lacks: Sequence[Shortage]) -> float:
 
 def _over_the_line(option: Option) -> str:
     needed, drawn = words.sizes(option.needed, option.line)
-    return f"needs {needed} a GPU ({shares(option.footprint)}), {option.draft.product} has a line of {drawn}"
+    return f"needs {needed} a GPU ({shares(option.footprint)}), {option.product} has a line of {drawn}"
 
 
 def _would_fit(option: Option) -> str:
-    if option.draft.device is Device.CPU:
+    if option.gpu is None:
         return option.refusal
     needed, drawn = words.sizes(option.needed, option.line)
-    gpus = f"{option.gpus} {option.draft.product}" + (" of one node" if option.gpus > 1 else "")
-    return (
-        f"{option.draft.weights} TP{option.gpus} would fit on {gpus} ({needed} a GPU, line {drawn}), "
-        f"but {option.refusal}"
-    )
+    gpus = f"{option.gpus} {option.product}"
+    if option.config.pipeline_parallel > 1:
+        gpus += f", {option.config.tensor_parallel} for each of {option.config.pipeline_parallel} stages"
+    elif option.gpus > 1:
+        gpus += " of one node"
+    return f"{shape(option.config)} would fit on {gpus} ({needed} a GPU, line {drawn}), but {option.refusal}"
 
 
 def _taken(option: Option, room: Room) -> str:
-    resource, tensor = option.draft.resource_name, option.draft.tensor_parallel
-    total = sum(node.allocatable.extended.get(resource, 0) for node in option.nodes)
-    free = sum(max(0, room.free(node.name).extended.get(resource, 0)) for node in option.nodes)
-    where = words.listed([node.name for node in option.nodes])
+    admitted, tensor = option.admitted, option.config.tensor_parallel
+    if admitted.admits is None:
+        nodes = sum(len(pool.nodes) for pool in admitted.pools)
+        total = sum(len(pool.nodes) * pool.gpu.total for pool in admitted.pools if pool.gpu)
+        free = sum(room.shelf(pool).free for pool in admitted.pools)
+    else:
+        kinds = [(node.name, pool.gpu.total) for pool in admitted.pools if pool.gpu for node in pool.nodes]
+        used = [(name, gpus) for name, gpus in kinds if admitted.admits(name)]
+        nodes, total = len(used), sum(gpus for _, gpus in used)
+        free = sum(max(0, room.free(name).extended.get(option.resource, 0)) for name, _ in used)
+    where = words.listed(list(islice(admitted.names(), NAMES_TOLD)), NAMES_TOLD, nodes)
     if free == 0:
         return f"{option.name} fits, but all {words.count(total, 'GPU')} on {where} are taken"
     return (
-        f"{option.name} fits and needs {tensor} free GPUs on one node, but no node has them: "
+        f"{option.name} fits and needs {words.count(tensor, 'free GPU')} on one node, but no node has them: "
         f"{free} of {total} are free on {where}"
     )
 
 
 def _most_free(option: Option, room: Room) -> str:
-    most = max(option.nodes, key=lambda node: (room.free(node.name).memory_bytes, node.name))
-    needed, there = words.sizes(option.requests.memory_bytes, max(0, room.free(most.name).memory_bytes))
+    name = _roomiest(option, room)
+    there = room.free(name).memory_bytes if name else 0
+    needed, found = words.sizes(option.requests.memory_bytes, max(0, there))
     return (
         f"needs {needed} of memory on one node ({shares(option.footprint, option.requests.memory_bytes)}), "
-        f"the most any node has free is {there} ({most.name})"
+        f"the most any node has free is {found} ({name})"
     )
+
+
+def _roomiest(option: Option, room: Room) -> str:
+    return max(option.admitted.names(), key=lambda name: (room.free(name).memory_bytes, name), default="")
 
 
 def headline(
@@ -197,7 +209,7 @@ def _runnable_below(request: DeploymentRequest, options: Sequence[Option]) -> st
         return ""
     largest = max(runnable, key=lambda option: (option.line / option.needed, option.name))
     needed, drawn = words.sizes(largest.needed, largest.line)
-    product, tensor = largest.draft.product, largest.draft.tensor_parallel
+    product, tensor = largest.product, largest.config.tensor_parallel
     found = remedies(request, largest, lambda sized: sized.worst.total <= largest.line)
     instead = f"; it would fit with {' or '.join(found)}" if found else ""
     return f"; TP{tensor} needs {needed} a GPU, {product} has a line of {drawn}{instead}"
@@ -209,13 +221,13 @@ def _even_wider(option: Option, options: Sequence[Option]) -> str:
     if widest.gpus <= option.gpus:
         return ""
     needed, drawn = words.sizes(widest.needed, widest.line)
-    return f"; even over {widest.gpus} {widest.draft.product} it needs {needed} a GPU of {drawn}"
+    return f"; even over {widest.gpus} {widest.product} it needs {needed} a GPU of {drawn}"
 
 
 def _too_big(request: DeploymentRequest, option: Option, options: Sequence[Option], room: Room) -> str:
-    if option.draft.device is Device.CPU:
+    if option.gpu is None:
         message = _most_free(option, room)
-        there = max((room.free(node.name).memory_bytes for node in option.nodes), default=0)
+        there = room.free(_roomiest(option, room)).memory_bytes
         headroom = request.spec.placement.memory_headroom_percent
         found = remedies(
             request,
@@ -224,10 +236,10 @@ def _too_big(request: DeploymentRequest, option: Option, options: Sequence[Optio
         )
     else:
         needed, drawn = words.sizes(option.needed, option.line)
-        node = min(node.name for node in option.nodes)
+        node = next(option.admitted.names())
         message = (
             f"needs {needed} a GPU ({shares(option.footprint)}), the largest usable GPU, "
-            f"{option.draft.product} on {node}, has a line of {drawn}"
+            f"{option.product} on {node}, has a line of {drawn}"
         )
         message += _even_wider(option, options)
         found = remedies(request, option, lambda sized: sized.worst.total <= option.line)
@@ -236,9 +248,10 @@ def _too_big(request: DeploymentRequest, option: Option, options: Sequence[Optio
     return f"{message}; no change of workload makes it fit"
 
 
-def nearest(options: Sequence[Option], failures: Sequence[RejectedOption | None]) -> list[RejectedOption]:
+def nearest(
+    options: Sequence[Option], describe: Callable[[Option], RejectedOption | None]
+) -> list[RejectedOption]:
     """The rejected options a reader cares about first: those that fit in bytes, then by how little is
     missing."""
-    pairs = [(option, failure) for option, failure in zip(options, failures, strict=True) if failure]
-    pairs.sort(key=lambda pair: (max(1.0, pair[0].needed / pair[0].line), pair[0].gpus, pair[0].name))
-    return [failure for _, failure in pairs[:MAX_REJECTED]]
+    ordered = sorted(options, key=lambda one: (max(1.0, one.needed / one.line), one.gpus, one.name))
+    return list(islice(filter(None, map(describe, ordered)), MAX_REJECTED))

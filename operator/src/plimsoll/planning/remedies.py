@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from plimsoll.planning.candidates import Option, configuration, workload
+from plimsoll.planning.candidates import configuration
+from plimsoll.planning.options import Option, workload
 from plimsoll.planning.snapshot import DeploymentRequest
 from plimsoll.sizing.footprint import Footprint, footprint
 from plimsoll_worker.launch import Device, Precision
@@ -35,7 +36,7 @@ def remedies(request: DeploymentRequest, option: Option, fits: Callable[[Footpri
     if sequences := _most(asked.max_sequences, lambda n: holds(asked.max_context_tokens, n)):
         found.append(f"workload.maxConcurrentSequences: {sequences}")
     if config.weights is Precision.FP32 and config.device is Device.GPU:
-        narrow = configuration(Device.GPU, Precision.BF16, config.tensor_parallel)
+        narrow = configuration(Device.GPU, Precision.BF16, config.tensor_parallel, config.pipeline_parallel)
         if fits(footprint(facts, narrow, asked)):
             found.append("quantization.weights: BF16")
     return found

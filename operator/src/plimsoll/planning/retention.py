@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from plimsoll.api.v1alpha1 import PlanPlacement
 from plimsoll.inventory.capacity import held_on, largest, total
 from plimsoll.inventory.views import PodView, Resources
-from plimsoll.planning.candidates import worker_requests
 from plimsoll.planning.eligibility import Eligibility
+from plimsoll.planning.options import worker_requests
 from plimsoll.planning.room import Room
 from plimsoll.planning.snapshot import DeploymentRequest
 from plimsoll.planning.supply import Supply

@@ -1,33 +1,117 @@
 """What is free on each node while one plan is made: the only mutable thing in planning, and it lives for one
-call."""
+call.
+
+Free amounts are counted for the nodes that are looked at. What every placement looks at, the free GPUs (or
+the free memory, on CPU), stands on a shelf for each pool, sorted, so that a placement touches a few nodes of
+thousands.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from plimsoll.inventory.capacity import NOTHING, Shortage, add, amounts, shortages, subtract
-from plimsoll.inventory.views import PodView, Resources
+from plimsoll.inventory.capacity import NOTHING, Shortage, add, amounts, held_on, shortages, subtract, total
+from plimsoll.inventory.views import NodeView, PodView, Resources
+from plimsoll.planning.supply import Pool
+
+
+class Shelf:
+    """The nodes of a pool by one free amount, the level; nodes of a level by name."""
+
+    def __init__(self, levels: Iterable[tuple[int, str]]) -> None:
+        self._entries = sorted(levels)
+        self.free = sum(level for level, _ in self._entries if level > 0)
+        """Over all nodes; what a node is short of is not owed by the others."""
+
+    def levels(self, least: int) -> list[int]:
+        """The levels there are, from `least` on."""
+        found: list[int] = []
+        entries, at = self._entries, bisect_left(self._entries, (least, ""))
+        while at < len(entries):
+            found.append(entries[at][0])
+            at = bisect_left(entries, (found[-1] + 1, ""))
+        return found
+
+    def at(self, level: int) -> list[str]:
+        low = bisect_left(self._entries, (level, ""))
+        return [name for _, name in self._entries[low : bisect_left(self._entries, (level + 1, ""))]]
+
+    def upwards(self, least: int) -> Iterator[tuple[int, str]]:
+        """(level, node) from `least` on. The shelf must not change meanwhile."""
+        return iter(self._entries[bisect_left(self._entries, (least, "")) :])
+
+    def move(self, name: str, before: int, after: int) -> None:
+        if before == after:
+            return
+        del self._entries[bisect_left(self._entries, (before, name))]
+        insort(self._entries, (after, name))
+        self.free += max(0, after) - max(0, before)
 
 
 class Room:
     """Free amounts by node. Every `take` was allowed by `lacks`, or is a running pod's."""
 
-    def __init__(self, free: Mapping[str, Resources]) -> None:
-        self._free = dict(free)
+    def __init__(self, nodes: Mapping[str, NodeView], pods: Iterable[PodView]) -> None:
+        self._nodes = nodes
+        self._held: dict[str, list[Resources]] = {}
+        for pod in pods:
+            if where := held_on(pod):
+                self._held.setdefault(where, []).append(pod.requests)
+        self._free: dict[str, Resources] = {}
+        self._shelves: dict[Pool, Shelf] = {}
+        self._stands_on: dict[str, list[tuple[str, Shelf]]] = {}
 
-    def free(self, node: str) -> Resources:
-        return self._free.get(node, NOTHING)
+    def free(self, name: str) -> Resources:
+        """Allocatable less the effective requests of all pods, of any scheduler and namespace; nothing where
+        there is no such node."""
+        if (known := self._free.get(name)) is not None:
+            return known
+        if (node := self._nodes.get(name)) is None:
+            return NOTHING
+        self._free[name] = subtract(node.allocatable, total(self._held.get(name, ())))
+        return self._free[name]
 
     def lacks(self, node: str, requested: Resources) -> tuple[Shortage, ...]:
         return shortages(requested, self.free(node))
 
     def take(self, node: str, requested: Resources) -> None:
-        if node in self._free:
-            self._free[node] = subtract(self._free[node], requested)
+        self._change(node, subtract, requested)
 
     def give_back(self, node: str, requested: Resources) -> None:
-        if node in self._free:
-            self._free[node] = add(self._free[node], requested)
+        self._change(node, add, requested)
+
+    def _change(
+        self, name: str, change: Callable[[Resources, Resources], Resources], requested: Resources
+    ) -> None:
+        if name not in self._nodes:
+            return
+        before = self.free(name)
+        after = self._free[name] = change(before, requested)
+        for resource, shelf in self._stands_on.get(name, ()):
+            shelf.move(name, _level(before, resource), _level(after, resource))
+
+    def shelf(self, pool: Pool) -> Shelf:
+        """The pool's nodes by free GPUs; by free memory for pools of deployments on CPU."""
+        if pool not in self._shelves:
+            resource = pool.resource
+            shelf = Shelf((self._level(node, resource), node.name) for node in pool.nodes)
+            for node in pool.nodes:
+                self._stands_on.setdefault(node.name, []).append((resource, shelf))
+            self._shelves[pool] = shelf
+        return self._shelves[pool]
+
+    def _level(self, node: NodeView, resource: str) -> int:
+        if node.name in self._free:
+            return _level(self._free[node.name], resource)
+        level = _level(node.allocatable, resource)
+        for held in self._held.get(node.name, ()):
+            level -= _level(held, resource)
+        return level
+
+
+def _level(amount: Resources, resource: str) -> int:
+    return amount.extended.get(resource, 0) if resource else amount.memory_bytes
 
 
 def overbooked(free: Mapping[str, Resources], promised: Mapping[str, Resources]) -> str:

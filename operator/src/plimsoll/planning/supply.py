@@ -1,17 +1,25 @@
-"""The GPUs of the cluster by product, and which of them a deployment admits."""
+"""The nodes of the cluster, gathered into pools: what a deployment may use is decided once a pool, not once a
+node.
+
+A cluster has thousands of nodes and a handful of kinds. Nodes of a pool have the same taints, readiness and
+GPUs, and the same value of every label that some deployment selects by, so the scheduler's filters answer
+alike for all of them. Finer pools than needed cost time and change no answer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from plimsoll.api.v1alpha1 import Accelerators
-from plimsoll.inventory.labels import GPUClass, gpu_classes
+from plimsoll.inventory.gpu_class import GPUClass
 from plimsoll.inventory.products import names
 from plimsoll.inventory.quantity import at_least
 from plimsoll.inventory.views import NodeView
-from plimsoll.planning.eligibility import NO_MATCHING_NODES, Obstacle
 from plimsoll.planning.words import size
+
+OS_LABEL = "kubernetes.io/os"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,59 +30,74 @@ class NodeGPUs:
     gpu: GPUClass
 
 
-class Supply:
-    """All nodes and GPUs of one snapshot, read once for all deployments."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Pool:
+    """Nodes that no deployment can tell apart, except by their names and by what is free on them."""
 
-    def __init__(self, nodes: Iterable[NodeView]) -> None:
+    nodes: tuple[NodeView, ...]
+    """By name."""
+    gpu: GPUClass | None
+    """The kind of GPU that is used; None for pools of deployments on CPU."""
+    has_gpus: bool
+
+    @property
+    def resource(self) -> str:
+        """Extended resource of the GPUs; empty for CPU."""
+        return self.gpu.resource_name if self.gpu else ""
+
+
+class Supply:
+    """All nodes and GPUs of one snapshot, read once for all deployments. `selectors`: keys of the labels that
+    deployments select nodes by."""
+
+    def __init__(self, nodes: Iterable[NodeView], selectors: Iterable[str] = ()) -> None:
         self.nodes = tuple(sorted(nodes, key=lambda node: node.name))
         self.by_name = {node.name: node for node in self.nodes}
-        found = [NodeGPUs(node, gpu) for node in self.nodes for gpu in gpu_classes(node)]
-        self.usable = tuple(entry for entry in found if entry.gpu.usable)
-        self.unusable = tuple(entry for entry in found if not entry.gpu.usable)
-        self.gpu_nodes = frozenset(entry.node.name for entry in found)
+        self._keys = (OS_LABEL, *sorted(set(selectors)))
+        gathered = self._gathered(lambda node: id(node.gpus))
+        self.gpu_pools = tuple(
+            Pool(members, gpu, has_gpus=True) for members in gathered for gpu in members[0].gpus if gpu.usable
+        )
+
+    @cached_property
+    def cpu_pools(self) -> tuple[Pool, ...]:
+        """All nodes, those with GPUs apart from those without."""
+        gathered = self._gathered(lambda node: bool(node.gpus))
+        return tuple(Pool(members, None, has_gpus=bool(members[0].gpus)) for members in gathered)
+
+    @cached_property
+    def unusable(self) -> tuple[NodeGPUs, ...]:
+        return tuple(NodeGPUs(node, gpu) for node in self.nodes for gpu in node.gpus if not gpu.usable)
+
+    def _gathered(self, kind: Callable[[NodeView], Hashable]) -> tuple[tuple[NodeView, ...], ...]:
+        """Nodes by what the scheduler's filters look at. Taints are compared by identity: equal ones are one
+        object (`inventory.nodes`)."""
+        found: dict[Hashable, list[NodeView]] = {}
+        keys = self._keys
+        for node in self.nodes:
+            get = node.labels.get
+            traits = (
+                kind(node),
+                id(node.taints),
+                node.unschedulable,
+                node.ready,
+                *[get(key) for key in keys],
+            )
+            found.setdefault(traits, []).append(node)
+        return tuple(tuple(members) for members in found.values())
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """What a deployment may use, and in words why it may not use the rest."""
+class Wanted:
+    """What `placement.accelerators` asks for."""
 
-    gpus: tuple[NodeGPUs, ...]
-    refused: tuple[tuple[NodeView, Obstacle], ...]
-
-
-def admitted_gpus(
-    supply: Supply, accelerators: Accelerators, obstacle: Callable[[NodeView], Obstacle | None]
-) -> Admitted:
-    """The usable GPUs that match `accelerators`, on nodes without an obstacle."""
-    taken: list[NodeGPUs] = []
-    refused: list[tuple[NodeView, Obstacle]] = []
-    wanted = _Wanted(accelerators)
-    for entry in supply.usable:
-        mismatch = wanted.mismatch(entry.gpu)
-        why = Obstacle(NO_MATCHING_NODES, mismatch) if mismatch else obstacle(entry.node)
-        if why:
-            refused.append((entry.node, why))
-        else:
-            taken.append(entry)
-    return Admitted(tuple(taken), tuple(refused))
-
-
-class _Wanted:
     def __init__(self, accelerators: Accelerators) -> None:
         self._products = tuple(accelerators.products)
         self._memory_text = accelerators.min_memory
         self._memory = at_least(accelerators.min_memory) if accelerators.min_memory else 0
         self._capability = _capability(accelerators.min_compute_capability)
-        self._known: dict[tuple[str, int, tuple[int, int] | None], str] = {}
 
     def mismatch(self, gpu: GPUClass) -> str:
         """Why the GPU is not what was asked for; empty when it is."""
-        key = (gpu.product, gpu.memory_bytes, gpu.compute_capability)
-        if key not in self._known:
-            self._known[key] = self._compare(gpu)
-        return self._known[key]
-
-    def _compare(self, gpu: GPUClass) -> str:
         if self._products and not any(names(wish, gpu.product) for wish in self._products):
             wishes = ", ".join(self._products)
             return f"has {gpu.product}, placement.accelerators.products asks for {wishes}"

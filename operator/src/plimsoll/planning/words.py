@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from plimsoll.inventory.capacity import CPU, EPHEMERAL, MEMORY, Shortage
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -29,10 +31,10 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def listed(names: list[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+def listed(names: Sequence[str], most: int = 3, total: int | None = None) -> str:
+    """The first names, and how many more there are of `total` (None: of those given)."""
+    shown, more = ", ".join(names[:most]), (len(names) if total is None else total) - most
+    return shown if more <= 0 else f"{shown} and {more} more"
 
 
 def shortage(lack: Shortage) -> str:

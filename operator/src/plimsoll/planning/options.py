@@ -1,0 +1,212 @@
+"""One configuration on one kind of device: its bytes, what its pods ask for, and the plan it would be.
+
+A plan of a large cluster looks at many options and keeps one, so an option is a few numbers; its draft of a
+plan is made when somebody asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property
+
+from plimsoll.api.v1alpha1 import LLMDeploymentSpec, PlanStatus, StageMemory
+from plimsoll.inventory.gpu_class import GPUClass
+from plimsoll.inventory.quantity import at_least
+from plimsoll.inventory.views import Resources
+from plimsoll.model.facts import ModelFacts
+from plimsoll.planning.admission import Admitted
+from plimsoll.planning.snapshot import DeploymentRequest
+from plimsoll.sizing.footprint import Configuration, Footprint, Workload, footprint
+from plimsoll.sizing.host import cpu_request, ephemeral_storage
+from plimsoll.sizing.kv_cache import BLOCK_TOKENS, pool_tokens
+from plimsoll.sizing.parallel import ParallelRefused
+
+DEFAULT_CONTEXT_TOKENS = 8192
+"""Longest context that must fit when nobody says: most chats stay far below, and long-context models would
+ask for hundreds of GiB of KV cache unasked."""
+DEFAULT_BATCHED_TOKENS = 2048
+"""Prefill chunk. Activations grow with it and 2048 tokens already keep the GPU's arithmetic busy (vLLM's
+default for chunked prefill is the same)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """A footprint, and the bytes of its fullest rank."""
+
+    footprint: Footprint
+    needed: int
+
+
+class Sizer:
+    """Footprints, each computed once a plan: many deployments serve few models in few ways."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, Sized | None] = {}
+
+    def sized(self, facts: ModelFacts, config: Configuration, load: Workload) -> Sized | None:
+        """None when the model cannot be cut so. Facts are told apart by identity: the snapshot keeps them
+        alive."""
+        key = (id(facts), config, load)
+        if key not in self._known:
+            try:
+                found = footprint(facts, config, load)
+            except ParallelRefused:
+                self._known[key] = None
+            else:
+                self._known[key] = Sized(found, found.worst.total)
+        return self._known[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Option:
+    """One configuration on one kind of device."""
+
+    request: DeploymentRequest
+    sized: Sized
+    gpu: GPUClass | None
+    """The kind of GPU; None on CPU."""
+    line: int
+    """The most bytes of a device that may be in use."""
+    host_memory: int
+    """Of one worker container, bytes."""
+    admitted: Admitted
+    """Nodes of this kind that have enough GPUs in all, taken or not."""
+    refusal: str
+    """Why the engine does not run it; empty when it does."""
+    cost: int = 0
+    """Of one replica; only compared with other options of the same plan."""
+    in_force: PlanStatus | None = None
+    """The plan that the option continues."""
+
+    @property
+    def footprint(self) -> Footprint:
+        return self.sized.footprint
+
+    @property
+    def config(self) -> Configuration:
+        return self.sized.footprint.configuration
+
+    @property
+    def needed(self) -> int:
+        """Bytes of the fullest rank."""
+        return self.sized.needed
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.line
+
+    @property
+    def product(self) -> str:
+        return self.gpu.product if self.gpu else ""
+
+    @property
+    def resource(self) -> str:
+        return self.gpu.resource_name if self.gpu else ""
+
+    @property
+    def gpus(self) -> int:
+        """Of one replica."""
+        return self.config.tensor_parallel * self.config.pipeline_parallel if self.gpu else 0
+
+    @cached_property
+    def name(self) -> str:
+        """For people: BF16 TP2 on NVIDIA-L4."""
+        return f"{shape(self.config)} on {self.product}" if self.gpu else f"{self.config.weights} on CPU"
+
+    @cached_property
+    def requests(self) -> Resources:
+        """Of one worker pod."""
+        return _requests(
+            self.config,
+            self.request.spec,
+            self.request.facts,
+            memory=self.host_memory,
+            resource=self.resource,
+        )
+
+    @cached_property
+    def draft(self) -> PlanStatus:
+        """The plan without its placements."""
+        return self.in_force or _draft(self)
+
+
+def shape(config: Configuration) -> str:
+    """BF16 TP2, BF16 TP2xPP3."""
+    stages = f"xPP{config.pipeline_parallel}" if config.pipeline_parallel > 1 else ""
+    return f"{config.weights} TP{config.tensor_parallel}{stages}"
+
+
+def workload(spec: LLMDeploymentSpec, facts: ModelFacts) -> Workload:
+    """What must fit at the same time, with the defaults filled in."""
+    context = spec.workload.max_context_tokens or min(facts.max_position, DEFAULT_CONTEXT_TOKENS)
+    sequences = spec.workload.max_concurrent_sequences
+    batched = spec.workload.max_batched_tokens or min(DEFAULT_BATCHED_TOKENS, context * sequences)
+    return Workload(max_context_tokens=context, max_sequences=sequences, max_batched_tokens=batched)
+
+
+def planned_configuration(plan: PlanStatus) -> Configuration:
+    return Configuration(
+        device=plan.device,
+        weights=plan.weights,
+        kv_cache=plan.kv_cache,
+        tensor_parallel=plan.tensor_parallel,
+        pipeline_parallel=plan.pipeline_parallel,
+    )
+
+
+def worker_requests(plan: PlanStatus, spec: LLMDeploymentSpec, facts: ModelFacts) -> Resources:
+    """Requests of one worker pod of the plan. Planner and pod builder both use this and nothing else."""
+    config = planned_configuration(plan)
+    return _requests(config, spec, facts, memory=plan.host_memory_bytes, resource=plan.resource_name)
+
+
+def _requests(
+    config: Configuration, spec: LLMDeploymentSpec, facts: ModelFacts, *, memory: int, resource: str
+) -> Resources:
+    cpu = spec.pod_template.resources.cpu
+    return Resources(
+        cpu_millis=at_least(cpu, 1000) if cpu else cpu_request(Footprint(config, workload(spec, facts), ())),
+        memory_bytes=memory,
+        ephemeral_bytes=ephemeral_storage(facts, fetches=spec.model.hugging_face is not None),
+        pods=1,
+        extended={resource: config.tensor_parallel} if resource else {},
+    )
+
+
+def _draft(option: Option) -> PlanStatus:
+    config, load, stages = option.config, option.footprint.workload, option.footprint.stages
+    draft = PlanStatus(
+        revision=option.request.revision,
+        id="",
+        summary="",
+        device=config.device,
+        product=option.product,
+        resource_name=option.resource,
+        weights=config.weights,
+        kv_cache=config.kv_cache,
+        tensor_parallel=config.tensor_parallel,
+        pipeline_parallel=config.pipeline_parallel,
+        stage_layers=[stage.layers[1] - stage.layers[0] for stage in stages],
+        max_batched_tokens=load.max_batched_tokens,
+        max_context_tokens=load.max_context_tokens,
+        kv_cache_tokens=pool_tokens(
+            context=load.max_context_tokens, sequences=load.max_sequences, kv_tokens=None, block=BLOCK_TOKENS
+        ),
+        kv_cache_bytes=max(stage.bytes.kv_cache for stage in stages),
+        memory=[
+            StageMemory(stage=stage.stage, predicted=stage.bytes, line=option.line, total=stage.total)
+            for stage in stages
+        ],
+        host_memory_bytes=option.host_memory,
+        placements=[],
+    )
+    return draft.model_copy(update={"id": _plan_id(draft)})
+
+
+def _plan_id(draft: PlanStatus) -> str:
+    """A hash over everything that a worker runs by, placements left out: adding a replica must not rename,
+    and so restart, the replicas that serve."""
+    told = draft.model_dump_json(exclude={"id", "summary", "placements", "rejected"})
+    return hashlib.sha256(told.encode()).hexdigest()[:8]
