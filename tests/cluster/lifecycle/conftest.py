@@ -14,7 +14,7 @@ from dev.hub.server import HubServer, serve
 from dev.hub.well_known import well_known
 from dev.image import ensure_images
 from kubernetes import client
-from tests.cluster.lifecycle.operator_process import REPOSITORY, OperatorProcess
+from tests.cluster.lifecycle.operator_process import REPOSITORY, Operator
 
 from plimsoll.api.v1alpha1 import API_VERSION, GROUP, KIND, PLURAL, VERSION
 
@@ -54,34 +54,34 @@ def hub(cluster: Cluster) -> Iterator[HubServer]:
 def settings(hub: HubServer, operator_image: str) -> dict[str, str]:
     """A test may change them before it starts an operator."""
     return {
-        "PLIMSOLL_HF_ENDPOINT": hub.url,
-        "PLIMSOLL_OPERATOR_IMAGE": operator_image,
-        "PLIMSOLL_REPLAN_SECONDS": "2",
+        "hf_endpoint": hub.url,
+        "operator_image": operator_image,
+        "replan_seconds": "2",
     }
 
 
 @pytest.fixture
 def start_operator(
     cluster: Cluster, installed: None, settings: dict[str, str], tmp_path: Path
-) -> Iterator[Callable[..., OperatorProcess]]:
+) -> Iterator[Callable[..., Operator]]:
     """`start_operator(kubeconfig=None)`: an operator that has seen the whole cluster; ended after the
     test."""
-    started: list[OperatorProcess] = []
+    started: list[Operator] = []
 
-    def start(kubeconfig: Path | None = None) -> OperatorProcess:
+    def start(kubeconfig: Path | None = None) -> Operator:
         log = tmp_path / f"operator-{len(started)}.log"
-        process = OperatorProcess(kubeconfig or cluster.kubeconfig, log, **settings)
+        process = Operator(kubeconfig or cluster.kubeconfig, log, **settings)
         started.append(process)
         return process.wait_ready()
 
     yield start
     for process in started:
-        process.stop()
+        process.kill()
         print(f"--- {process.log.name}\n{process.tail()}")
 
 
 @pytest.fixture
-def operator(start_operator: Callable[..., OperatorProcess]) -> OperatorProcess:
+def operator(start_operator: Callable[..., Operator]) -> Operator:
     return start_operator()
 
 

@@ -12,7 +12,7 @@ from dev.cluster.description import Cluster
 from tests.cluster.api_proxy import ApiProxy, Request
 from tests.cluster.conftest import L4
 from tests.cluster.lifecycle.conftest import Namespace, small
-from tests.cluster.lifecycle.operator_process import OperatorProcess
+from tests.cluster.lifecycle.operator_process import ROUNDS, Operator
 from tests.cluster.lifecycle.promises import PromiseWatch
 
 pytestmark = [pytest.mark.cluster, pytest.mark.node]
@@ -48,7 +48,7 @@ def test_killed_at_any_write_the_end_is_the_same(
     cluster: Cluster,
     models: Namespace,
     fake_nodes: Callable[..., list[str]],
-    start_operator: Callable[..., OperatorProcess],
+    start_operator: Callable[..., Operator],
     wait_for: Callable[..., Any],
     tmp_path: Path,
     kube: Any,
@@ -87,7 +87,7 @@ def test_killed_at_any_write_the_end_is_the_same(
 def test_killed_when_ready_and_started_again_no_pod_is_touched(
     models: Namespace,
     fake_nodes: Callable[..., list[str]],
-    start_operator: Callable[..., OperatorProcess],
+    start_operator: Callable[..., Operator],
     wait_for: Callable[..., Any],
 ) -> None:
     fake_nodes(L4)
@@ -97,8 +97,7 @@ def test_killed_when_ready_and_started_again_no_pod_is_touched(
     before = [(pod.metadata.name, pod.metadata.uid, pod.metadata.resource_version) for pod in models.pods()]
     first.kill()
     second = start_operator()
-    done = 'plimsoll_rounds_total{result="done"}'
-    wait_for(lambda: second.metric(done) >= 2, 30, "the new operator has planned twice")
+    wait_for(lambda: second.metric(ROUNDS) >= 2, 30, "the new operator has planned twice")
     after = [(pod.metadata.name, pod.metadata.uid, pod.metadata.resource_version) for pod in models.pods()]
     assert after == before
     assert models.condition("small", "Ready")["status"] == "True"
@@ -109,27 +108,26 @@ def test_a_new_default_image_touches_no_pod(
     models: Namespace,
     fake_nodes: Callable[..., list[str]],
     settings: dict[str, str],
-    start_operator: Callable[..., OperatorProcess],
+    start_operator: Callable[..., Operator],
     wait_for: Callable[..., Any],
 ) -> None:
     fake_nodes(L4)
-    settings["PLIMSOLL_WORKER_IMAGE"] = "worker:1"
+    settings["worker_image"] = "worker:1"
     first = start_operator()
     models.apply("small", small())
     models.wait_ready("small")
     before = models.pod_uids()
     assert first.stop() == 0
-    settings["PLIMSOLL_WORKER_IMAGE"] = "worker:2"
+    settings["worker_image"] = "worker:2"
     second = start_operator()
-    done = 'plimsoll_rounds_total{result="done"}'
-    wait_for(lambda: second.metric(done) >= 2, 30, "the new operator has planned twice")
+    wait_for(lambda: second.metric(ROUNDS) >= 2, 30, "the new operator has planned twice")
     assert models.pod_uids() == before
 
 
 def test_more_deployments_than_gpus_never_overbook_one(
     models: Namespace,
     fake_nodes: Callable[..., list[str]],
-    start_operator: Callable[..., OperatorProcess],
+    start_operator: Callable[..., Operator],
     wait_for: Callable[..., Any],
     kube: Any,
 ) -> None:

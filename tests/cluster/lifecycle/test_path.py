@@ -10,7 +10,7 @@ from dev.cluster.nodes import NodePool
 from kubernetes import client
 from tests.cluster.conftest import L4
 from tests.cluster.lifecycle.conftest import WIDE_MODEL, Namespace, small
-from tests.cluster.lifecycle.operator_process import OperatorProcess
+from tests.cluster.lifecycle.operator_process import Operator
 
 pytestmark = [pytest.mark.cluster, pytest.mark.node]
 
@@ -21,7 +21,7 @@ TWO_L4 = NodePool("l4", "NVIDIA-L4", 2, 1, 23034, "8.9", "16", "64Gi", "350Gi", 
 def test_six_lines_become_ready(
     models: Namespace,
     fake_nodes: Callable[..., list[str]],
-    operator: OperatorProcess,
+    operator: Operator,
     wait_for: Callable[..., Any],
 ) -> None:
     [node] = fake_nodes(ONE_L4)
@@ -40,13 +40,13 @@ def test_six_lines_become_ready(
     assert ports == {"http": 8000}
     assert models.core.read_namespaced_service("small-workers", models.name).spec.cluster_ip == "None"
     models.wait_condition("small", "Verified", "Unknown", "ReportUnreachable")
-    assert operator.page("/healthz", operator.health_port)[0] == 200
+    assert operator.page("/healthz", health=True)[0] == 200
 
 
 def test_scale_goes_through_the_scale_subresource_and_keeps_what_runs(
     models: Namespace,
     fake_nodes: Callable[..., list[str]],
-    operator: OperatorProcess,
+    operator: Operator,
     wait_for: Callable[..., Any],
 ) -> None:
     fake_nodes(TWO_L4)
@@ -66,7 +66,7 @@ def test_scale_goes_through_the_scale_subresource_and_keeps_what_runs(
 
 
 def test_nothing_fits_is_told_with_bytes_and_starts_nothing(
-    models: Namespace, fake_nodes: Callable[..., list[str]], operator: OperatorProcess
+    models: Namespace, fake_nodes: Callable[..., list[str]], operator: Operator
 ) -> None:
     fake_nodes(ONE_L4)
     models.apply("wide", {"model": {"huggingFace": {"repo": WIDE_MODEL}}})
@@ -77,7 +77,7 @@ def test_nothing_fits_is_told_with_bytes_and_starts_nothing(
 
 
 def test_a_missing_repository_is_told_and_leaves_no_pod(
-    models: Namespace, operator: OperatorProcess, wait_for: Callable[..., Any]
+    models: Namespace, operator: Operator, wait_for: Callable[..., Any]
 ) -> None:
     models.apply("lost", {"model": {"huggingFace": {"repo": "nobody/nothing"}}})
     told = models.wait_condition("lost", "ModelResolved", "False", "ModelNotFound")
@@ -90,7 +90,7 @@ def test_deleting_at_any_moment_leaves_nothing(
     moment: str,
     models: Namespace,
     fake_nodes: Callable[..., list[str]],
-    operator: OperatorProcess,
+    operator: Operator,
     wait_for: Callable[..., Any],
 ) -> None:
     fake_nodes(ONE_L4)
@@ -108,7 +108,7 @@ def test_deleting_at_any_moment_leaves_nothing(
 def test_a_spec_change_replaces_the_pods(
     models: Namespace,
     fake_nodes: Callable[..., list[str]],
-    operator: OperatorProcess,
+    operator: Operator,
     wait_for: Callable[..., Any],
 ) -> None:
     fake_nodes(ONE_L4)
@@ -131,7 +131,7 @@ def test_a_spec_change_replaces_the_pods(
 
 
 def test_a_refused_pod_is_told_in_the_servers_words_until_it_is_let_in(
-    models: Namespace, fake_nodes: Callable[..., list[str]], operator: OperatorProcess, kube: Any
+    models: Namespace, fake_nodes: Callable[..., list[str]], operator: Operator, kube: Any
 ) -> None:
     fake_nodes(ONE_L4)
     quota = {"metadata": {"name": "gpus"}, "spec": {"hard": {"requests.nvidia.com/gpu": "0"}}}
@@ -146,7 +146,7 @@ def test_a_refused_pod_is_told_in_the_servers_words_until_it_is_let_in(
 def test_a_pod_deleted_by_hand_comes_back(
     models: Namespace,
     fake_nodes: Callable[..., list[str]],
-    operator: OperatorProcess,
+    operator: Operator,
     wait_for: Callable[..., Any],
 ) -> None:
     fake_nodes(ONE_L4)
@@ -168,11 +168,11 @@ def test_a_pod_the_scheduler_refuses_moves_to_another_node(
     models: Namespace,
     fake_nodes: Callable[..., list[str]],
     settings: dict[str, str],
-    start_operator: Callable[..., OperatorProcess],
+    start_operator: Callable[..., Operator],
     wait_for: Callable[..., Any],
 ) -> None:
     """The foreign pod's anti-affinity is a rule of the scheduler that planning does not read."""
-    settings["PLIMSOLL_UNSCHEDULABLE_SECONDS"] = "2"
+    settings["unschedulable_seconds"] = "2"
     first, second = fake_nodes(TWO_L4)
     selector = {"matchLabels": {"app.kubernetes.io/managed-by": "plimsoll"}}
     term = {"labelSelector": selector, "topologyKey": "kubernetes.io/hostname"}
@@ -201,7 +201,7 @@ def test_a_pod_the_scheduler_refuses_moves_to_another_node(
 def test_priority_decides_who_gets_the_last_gpu(
     models: Namespace,
     fake_nodes: Callable[..., list[str]],
-    start_operator: Callable[..., OperatorProcess],
+    start_operator: Callable[..., Operator],
     kube: Any,
 ) -> None:
     fake_nodes(ONE_L4)
