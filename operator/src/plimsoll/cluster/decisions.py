@@ -8,6 +8,7 @@ beside its own old pods is planned a second time without them, with everybody el
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -18,8 +19,10 @@ from plimsoll.cluster.observed import Observed
 from plimsoll.cluster.targets import plans_in_force
 from plimsoll.inventory.views import NodeView, PodView
 from plimsoll.planning.plan import plan
-from plimsoll.planning.snapshot import Decision, DeploymentRequest, Snapshot
+from plimsoll.planning.snapshot import Decision, DeploymentRequest, Rejection, Snapshot
 from plimsoll_worker.launch import CAPABILITIES
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +49,35 @@ def decide(observed: Iterable[Observed], room: Room) -> Mapping[str, Decision]:
         old = {pod.uid for pod in one.worker_pods if pod.revision != revision.name}
         if old:
             superseded[one.resource.uid] = old
-    decisions = dict(plan(_snapshot(room, requests.values())))
-    for uid, pods in superseded.items():
+    decisions, sound = _plan(room, requests)
+    for uid in superseded.keys() & sound.keys():
         if decisions[uid].rejection:
-            decisions[uid] = _in_own_place(room, requests, decisions, uid, pods)
+            decisions[uid] = _in_own_place(room, sound, decisions, uid, superseded[uid])
     return decisions
+
+
+def _plan(
+    room: Room, requests: Mapping[str, DeploymentRequest]
+) -> tuple[dict[str, Decision], Mapping[str, DeploymentRequest]]:
+    """All at once; and if planning breaks on one of them, without that one: a fault that one resource brings
+    to light must not stop the others. Its own pods are left alone, and it is told. Second: what can be
+    planned."""
+    try:
+        return dict(plan(_snapshot(room, requests.values()))), requests
+    except Exception:
+        log.exception("planning failed, looking for the resource that it fails on")
+    sound: dict[str, DeploymentRequest] = {}
+    faulty: dict[str, Decision] = {}
+    for uid, request in requests.items():
+        try:
+            plan(_snapshot(room, [*sound.values(), request]))
+        except Exception as error:
+            log.exception("planning fails with %s/%s", request.namespace, request.name)
+            message = f"planning failed, this is a fault of Plimsoll: {type(error).__name__}: {error}"
+            faulty[uid] = Decision(None, Rejection("PlannerFailed", message))
+        else:
+            sound[uid] = request
+    return dict(plan(_snapshot(room, sound.values()))) | faulty, sound
 
 
 def request_for(observed: Observed, revision: Revision, priorities: Mapping[str, int]) -> DeploymentRequest:

@@ -115,7 +115,7 @@ class Reconciler:
         view = self._state.snapshot()
         self._ledger.settle(view.pods, started)
         observed = self._observe(view)
-        outcomes = [(one, next_actions(one)) for one in observed]
+        outcomes = [(one, _step(one)) for one in observed]
         results = self._carry_out(outcomes, view)
         self._remember(results)
         self._reports.ask(unread(pod for one in observed for pod in one.worker_pods))
@@ -144,7 +144,12 @@ class Reconciler:
             pause = self._pauses.get(one.resource.uid)
             if not outcome.actions or (pause and now < pause.until):
                 return Result(Ending.DONE, outcome.memory)
-            return self._executor.carry_out(one, outcome.actions, outcome.memory, view)
+            try:
+                return self._executor.carry_out(one, outcome.actions, outcome.memory, view)
+            except Exception as error:
+                # An over-booked node, say: the fault of one resource stops that one, loudly, and no other.
+                log.exception("actions failed", extra=_names(one))
+                return Result(Ending.FAILED, outcome.memory, str(error))
 
         pending = [(one, self._writers.submit(work, one, outcome)) for one, outcome in outcomes]
         return [(one, future.result()) for one, future in pending]
@@ -175,6 +180,20 @@ class Reconciler:
             waits.append(due - now)
         # A deadline that has passed and changes nothing must not become a busy loop.
         return max(min(waits), UNSYNCED_SECONDS, started - now)
+
+
+def _step(one: Observed) -> Outcome:
+    """What to do about one resource; nothing when working that out fails, so that the others go on."""
+    try:
+        return next_actions(one)
+    except Exception:
+        log.exception("no step for this resource", extra=_names(one))
+        metrics.ROUNDS.labels("faulty").inc()
+        return Outcome((), one.memory)
+
+
+def _names(one: Observed) -> dict[str, str]:
+    return {"namespace": one.resource.owner.namespace, "deployment": one.resource.owner.name}
 
 
 def _count(decisions: Mapping[str, Decision]) -> None:
