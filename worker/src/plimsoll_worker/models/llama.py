@@ -15,6 +15,7 @@ from torch.nn import functional
 from plimsoll_worker.config import ModelConfig
 from plimsoll_worker.layers.attention import Span, paged_attention
 from plimsoll_worker.layers.kv_cache import KVCache
+from plimsoll_worker.layers.linear import Embedding, Linear
 from plimsoll_worker.layers.rmsnorm import RMSNorm
 from plimsoll_worker.layers.rotary import Rotary, rotate
 
@@ -44,10 +45,10 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         query_width = config.head_count * config.head_dim
         kv_width = config.kv_head_count * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.output_bias)
+        self.q_proj = Linear(config.hidden_size, query_width, bias=config.qkv_bias)
+        self.k_proj = Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+        self.v_proj = Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+        self.o_proj = Linear(query_width, config.hidden_size, bias=config.output_bias)
 
     def forward(
         self, x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], batch: Batch, cache: KVCache
@@ -67,9 +68,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(tokens, hidden) → (tokens, hidden)."""
@@ -102,11 +103,11 @@ class LlamaModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.layer_count))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         # A tied head is the embedding itself, kept once.
-        self.lm_head = None if config.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
         self.rotary = Rotary(config.head_dim, config.rope_theta, config.rope_scaling)
 
     @property
