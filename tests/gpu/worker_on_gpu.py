@@ -41,6 +41,7 @@ VOCAB = 128_256
 CONTEXT, SEQUENCES, BATCHED = 4096, 8, 2048
 PROMPTS = [[(7 * i + 13 * j) % 1000 + 300 for j in range(12 + 5 * i)] for i in range(8)]
 NEW_TOKENS = 32
+START_SECONDS = 120
 
 
 def make_checkpoint(folder: Path, shape: dict[str, int]) -> None:
@@ -140,18 +141,21 @@ def get(url: str, body: dict[str, Any] | None = None) -> Any:
         return json.loads(answer.read() or b"null")
 
 
-def run_worker(launch: Any, expected: list[tuple[list[int], list[float]]]) -> dict[str, Any]:
+def run_worker(launch: Any, expected: list[tuple[list[int], list[float]]], log: Path) -> dict[str, Any]:
     environment = os.environ | {
         "PLIMSOLL_LAUNCH": launch.to_json(),
         "PYTHONPATH": f"{ROOT}/operator/src:{ROOT}/worker/src",
         "HOME": "/tmp",
     }
     started = time.monotonic()
-    worker = subprocess.Popen([sys.executable, "-m", "plimsoll_worker"], env=environment)
+    with log.open("wb") as output:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "plimsoll_worker"], env=environment, stdout=output, stderr=output
+        )
     try:
         while True:
-            if worker.poll() is not None:
-                return {"failed": f"worker ended with {worker.returncode} before it was ready"}
+            if worker.poll() is not None or time.monotonic() - started > START_SECONDS:
+                return {"failed": f"not ready, exit {worker.poll()}", "log": log.read_text()[-4000:]}
             try:
                 urllib.request.urlopen("http://127.0.0.1:8000/health", timeout=5).read()
                 break
@@ -187,7 +191,7 @@ def run_worker(launch: Any, expected: list[tuple[list[int], list[float]]]) -> di
             "report": get("http://127.0.0.1:8001/report"),
         }
     finally:
-        worker.terminate()
+        worker.kill()
         worker.wait(timeout=60)
 
 
@@ -207,7 +211,7 @@ def main() -> None:
             results["shapes"][name] = {
                 "predicted": json.loads(launch.predicted.to_json()),
                 "line": launch.line,
-            } | run_worker(launch, expected)
+            } | run_worker(launch, expected, arguments.out.with_suffix(f".{name}.log"))
             arguments.out.write_text(json.dumps(results, indent=1))
     print(json.dumps(results, indent=1))
 
