@@ -55,8 +55,18 @@ class Role(StrEnum):
     """Divided by KV heads, replicated when there are fewer heads than ranks."""
     MLP = "mlp"
     """Divided over the intermediate width."""
+    EXPERT = "expert"
+    """Routed experts; divided over their intermediate width."""
+    RECURRENT = "recurrent"
+    """Projections of a state-space or linear-attention layer; divided over its heads."""
+    REPLICATED = "replicated"
+    """Matrices that every rank holds whole: routers, latent down-projections, indexers."""
     NORM = "norm"
     """Held whole by every rank (norms, rotary buffers, biases added after a reduction)."""
+    VISION = "vision"
+    """Image or audio tower and its projector: in the files, not loaded by a text engine."""
+    MTP = "mtp"
+    """Multi-token-prediction layers: in the files, loaded for speculative decoding only."""
 
 
 class TensorGroup(Frozen):
@@ -64,22 +74,49 @@ class TensorGroup(Frozen):
 
     role: Role
     dtype: str
-    """As the file names it: F32, F16, BF16, or a GGUF block type such as Q4_1."""
+    """As the file names it: F32, F16, BF16, or a GGUF block type such as Q4_1. A quantized matrix is counted
+    under the type that holds its numbers, I32 for GPTQ."""
     elements: Annotated[int, Field(ge=0)]
+    """Numbers that the group stands for: a packed matrix counts as what it unpacks to, its scales as none."""
     bytes: Annotated[int, Field(ge=0)]
+    """As stored, scales and zero points included."""
+
+
+class State(Frozen):
+    """What a recurrent layer keeps of a sequence, however long it is."""
+
+    elements: Annotated[int, Field(ge=1)]
+    """Divided over the ranks like the heads that own it."""
+    dtype: str = ""
+    """F32, F16 or BF16 where the model fixes it; empty: the precision that the engine computes in."""
 
 
 class LayerClass(Frozen):
     """`count` consecutive layers that are alike."""
 
     count: Annotated[int, Field(ge=1)]
-    kv_heads: Annotated[int, Field(ge=1)]
-    key_dim: Annotated[int, Field(ge=1)]
-    """Width of one key head, elements."""
-    value_dim: Annotated[int, Field(ge=1)]
+    kv_heads: Annotated[int, Field(ge=0)]
+    """0: the layer caches no keys of its own (recurrent, feed-forward only, or keys of an earlier layer)."""
+    key_dim: Annotated[int, Field(ge=0)]
+    """Width of one key head, elements. Latent attention: latent and rotary part, cached once for all
+    heads."""
+    value_dim: Annotated[int, Field(ge=0)]
+    """Width of one value head; 0 where values are read out of the cached keys (latent attention)."""
     window: Annotated[int, Field(ge=1)] | None = None
     """Sliding window in tokens; None: full attention."""
+    index_bytes: Annotated[int, Field(ge=0)] = 0
+    """Bytes of one token in the cache of a sparse-attention indexer, on every rank."""
+    states: tuple[State, ...] = ()
+    """Recurrent state of one sequence."""
     groups: tuple[TensorGroup, ...]
+
+
+class Divisor(Frozen):
+    """A count that tensor parallelism must divide, besides heads and intermediate width."""
+
+    what: str
+    """As a message says it: `expert width`, `groups of 128 in the intermediate width`."""
+    count: Annotated[int, Field(ge=1)]
 
 
 class ModelFacts(Frozen):
@@ -93,12 +130,18 @@ class ModelFacts(Frozen):
     """The hub commit the facts were read at; for files: a hash over headers and sizes."""
     file: str = ""
     """The GGUF file's name inside the source; empty for safetensors folders."""
+    quantization: str = ""
+    """How a safetensors checkpoint is quantized (gptq, awq, bitsandbytes, fp8, …); empty: it is not."""
     parameters: Annotated[int, Field(ge=1)]
-    """Distinct parameters, tied ones once."""
+    """Distinct parameters, tied ones once; prediction layers (MTP) not counted, a vision tower counted."""
     checkpoint_bytes: Annotated[int, Field(ge=1)]
     """Tensor data in the files."""
     hidden: Annotated[int, Field(ge=1)]
     intermediate: Annotated[int, Field(ge=1)]
+    """Width of the dense MLP; where all layers are sparse, that of one expert."""
+    expert_width: Annotated[int, Field(ge=0)] = 0
+    """Intermediate elements of the experts that one token passes, shared ones included."""
+    divisors: tuple[Divisor, ...] = ()
     heads: Annotated[int, Field(ge=1)]
     vocab: Annotated[int, Field(ge=1)]
     max_position: Annotated[int, Field(ge=1)]
@@ -106,7 +149,7 @@ class ModelFacts(Frozen):
     tied: bool
     """The head is the embedding: stored once, kept once on a device that holds both."""
     outer: tuple[TensorGroup, ...]
-    """Embedding, head (none when tied and not stored) and the last norm."""
+    """Embedding, head (none when tied and not stored), the last norm, vision tower and prediction layers."""
     layers: tuple[LayerClass, ...]
     """In model order."""
 

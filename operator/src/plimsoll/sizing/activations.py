@@ -7,7 +7,7 @@ through both; the sum is taken, because the allocator does not hand the blocks o
 
 from __future__ import annotations
 
-from plimsoll.model.facts import ModelFacts
+from plimsoll.model.facts import LayerClass, ModelFacts, Role
 from plimsoll.sizing.parallel import kv_heads_per_rank
 from plimsoll_worker.launch import Precision
 
@@ -33,7 +33,8 @@ def layer_peak(
     width, heads = precision.bytes, facts.heads // tensor
     kv = max(kv_heads_per_rank(layer, tensor) * (layer.key_dim + layer.value_dim) for layer in facts.layers)
     projected = max(2 * heads * layer.key_dim for layer in facts.layers) + kv
-    mlp = MLP_COPIES * facts.intermediate // tensor
+    recurrent = max(_recurrent_width(facts, layer) for layer in facts.layers)
+    mlp = max(MLP_COPIES * max(facts.intermediate, facts.expert_width), recurrent) // tensor
     queries, mask = min(tokens, context), MASK_BYTES + width
     attention = tokens * width * projected + queries * context * mask + context * kv * width
     size = tokens * width * RESIDUAL_COPIES * facts.hidden + max(attention, tokens * width * mlp)
@@ -43,6 +44,11 @@ def layer_peak(
     else:
         wider = f"{mlp} MLP)"
     return size, f"{tokens} tokens × {width} B × ({RESIDUAL_COPIES} × {facts.hidden} hidden + {wider}"
+
+
+def _recurrent_width(facts: ModelFacts, layer: LayerClass) -> int:
+    """What a token is projected to in a recurrent layer, elements: its matrices hold hidden × that many."""
+    return sum(group.elements for group in layer.groups if group.role is Role.RECURRENT) // facts.hidden
 
 
 def logits_peak(facts: ModelFacts, *, rows: int, precision: Precision) -> tuple[int, str]:

@@ -43,10 +43,18 @@ class Configuration:
     kv_cache: Precision
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
+    stored: bool = False
+    """Weights stay as a quantized checkpoint holds them; `weights` is then the precision of everything
+    else."""
     kv_block_tokens: int = kv.BLOCK_TOKENS
     bounded_windows: bool = False
     """Whether the engine drops keys and values that have left a sliding window. Engine 0.1.0 masks and keeps
     them."""
+
+    @property
+    def widened(self) -> Precision | None:
+        """The precision that weights are widened to; None: as stored."""
+        return None if self.stored else self.weights
 
 
 @dataclass(frozen=True)
@@ -117,13 +125,8 @@ def stage_layers(
         return ((0, facts.layer_count),)
     costs: list[int] = []
     for layer in facts.layers:
-        loaded = (
-            held.layer_elements(facts, layer, configuration.tensor_parallel) * configuration.weights.bytes
-        )
-        cached = _pool_tokens(layer, configuration, workload) * kv.layer_bytes_per_token(
-            layer, configuration.kv_cache, configuration.tensor_parallel
-        )
-        costs += [loaded + cached] * layer.count
+        loaded = held.layer_bytes(facts, layer, configuration.tensor_parallel, configuration.widened)
+        costs += [loaded + _cached(layer, configuration, workload)] * layer.count
     costs[0] += _outer_bytes(facts, configuration, first=True, last=False)
     costs[-1] += _outer_bytes(facts, configuration, first=False, last=True)
     costs[-1] += logits_peak(facts, rows=workload.max_sequences, precision=configuration.weights)[0]
@@ -168,40 +171,71 @@ def layers_in(facts: ModelFacts, layers: tuple[int, int]) -> Iterator[LayerClass
 
 def _outer_bytes(facts: ModelFacts, configuration: Configuration, *, first: bool, last: bool) -> int:
     roles = held.outer_roles(facts, first=first, last=last)
-    return held.outer_elements(facts, configuration.tensor_parallel, roles) * configuration.weights.bytes
+    return held.outer_bytes(facts, configuration.tensor_parallel, roles, configuration.widened)
 
 
 def _weight_terms(facts: ModelFacts, configuration: Configuration, layers: tuple[int, int]) -> list[Term]:
-    width = configuration.weights.bytes
+    tensor, precision = configuration.tensor_parallel, configuration.widened
     terms: list[Term] = []
     for role in held.outer_roles(facts, first=layers[0] == 0, last=layers[1] == facts.layer_count):
-        elements = held.outer_elements(facts, configuration.tensor_parallel, [role])
-        if elements:
-            formula = f"{role.value}: {elements} × {width} B"
-            terms.append(Term(MemoryCategory.WEIGHTS, formula, elements * width))
+        size = held.outer_bytes(facts, tensor, [role], precision)
+        if size:
+            terms.append(Term(MemoryCategory.WEIGHTS, f"{role.value}: {_held(size, precision)}", size))
     for layer in layers_in(facts, layers):
-        elements = held.layer_elements(facts, layer, configuration.tensor_parallel)
-        formula = f"{layer.count} layers × {elements} × {width} B"
-        terms.append(Term(MemoryCategory.WEIGHTS, formula, layer.count * elements * width))
+        size = held.layer_bytes(facts, layer, tensor, precision)
+        formula = f"{layer.count} layers × {_held(size, precision)}"
+        terms.append(Term(MemoryCategory.WEIGHTS, formula, layer.count * size))
     return terms
+
+
+def _held(size: int, precision: Precision | None) -> str:
+    return f"{size} B as stored" if precision is None else f"{size // precision.bytes} × {precision.bytes} B"
 
 
 def _kv_terms(
     facts: ModelFacts, configuration: Configuration, workload: Workload, layers: tuple[int, int]
 ) -> list[Term]:
-    terms: list[Term] = []
+    """Layers that cache alike are one term, however different their weights."""
+    alike: dict[LayerClass, int] = {}
     for layer in layers_in(facts, layers):
-        tokens = _pool_tokens(layer, configuration, workload)
-        width = configuration.kv_cache.bytes
-        heads = kv_heads_per_rank(layer, configuration.tensor_parallel)
-        per_token = kv.layer_bytes_per_token(layer, configuration.kv_cache, configuration.tensor_parallel)
-        kind = f" (window {layer.window})" if layer.window and configuration.bounded_windows else ""
-        formula = (
-            f"{tokens} tokens{kind} × {layer.count} layers × {heads} KV heads"
-            f" × ({layer.key_dim} + {layer.value_dim}) × {width} B"
-        )
-        terms.append(Term(MemoryCategory.KV_CACHE, formula, tokens * layer.count * per_token))
+        key = layer.model_copy(update={"count": 1, "groups": ()})
+        alike[key] = alike.get(key, 0) + layer.count
+    terms: list[Term] = []
+    for layer, count in alike.items():
+        terms += _layer_kv_terms(layer.model_copy(update={"count": count}), configuration, workload)
     return terms
+
+
+def _layer_kv_terms(layer: LayerClass, configuration: Configuration, workload: Workload) -> list[Term]:
+    tensor, precision = configuration.tensor_parallel, configuration.kv_cache
+    terms: list[Term] = []
+    if layer.kv_heads:
+        tokens = _pool_tokens(layer, configuration, workload)
+        kind = f" (window {layer.window})" if layer.window and configuration.bounded_windows else ""
+        formula = f"{tokens} tokens{kind} × {layer.count} layers × {_cached_token(layer, tensor, precision)}"
+        per_token = kv.layer_bytes_per_token(layer, precision, tensor) + layer.index_bytes
+        terms.append(Term(MemoryCategory.KV_CACHE, formula, tokens * layer.count * per_token))
+    for state in layer.states:
+        elements, width = -(-state.elements // tensor), kv.state_width(state, configuration.weights)
+        formula = f"{workload.max_sequences} sequences × {layer.count} layers × {elements} state × {width} B"
+        size = workload.max_sequences * layer.count * elements * width
+        terms.append(Term(MemoryCategory.KV_CACHE, formula, size))
+    return terms
+
+
+def _cached_token(layer: LayerClass, tensor: int, precision: Precision) -> str:
+    if not layer.value_dim:
+        told = f"{layer.key_dim} latent × {precision.bytes} B"
+    else:
+        heads = kv_heads_per_rank(layer, tensor)
+        told = f"{heads} KV heads × ({layer.key_dim} + {layer.value_dim}) × {precision.bytes} B"
+    return f"({told} + {layer.index_bytes} B of the indexer)" if layer.index_bytes else told
+
+
+def _cached(layer: LayerClass, configuration: Configuration, workload: Workload) -> int:
+    """Cache bytes of one layer of the class on one rank."""
+    terms = _layer_kv_terms(layer.model_copy(update={"count": 1}), configuration, workload)
+    return sum(term.bytes for term in terms)
 
 
 def _pool_tokens(layer: LayerClass, configuration: Configuration, workload: Workload) -> int:

@@ -2,14 +2,16 @@
 
 Full attention keeps every token; a sliding window keeps window − 1 past tokens and what is in flight. Grouped
 queries keep one K and V head per group, and a rank never holds less than one head, so more tensor parallelism
-than KV heads stops saving. Sequences fill whole blocks of the paged pool, so each is rounded up.
+than KV heads stops saving. Latent attention (MLA) keeps one vector for all heads, so every rank holds it
+whole. A recurrent layer keeps a state per sequence, whatever its length, divided over its heads. Sequences
+fill whole blocks of the paged pool, so each is rounded up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from plimsoll.model.facts import LayerClass, ModelFacts
+from plimsoll.model.facts import LayerClass, ModelFacts, State
 from plimsoll.sizing.parallel import kv_heads_per_rank
 from plimsoll_worker.launch import Precision
 
@@ -17,8 +19,12 @@ BLOCK_TOKENS = 16
 """Tokens in a KV block unless the launch says otherwise."""
 
 
+_STATE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+
 def layer_bytes_per_token(layer: LayerClass, precision: Precision, tensor: int = 1) -> int:
-    """K and V of one token in one layer on one rank, bytes."""
+    """K and V of one token in one layer on one rank, bytes; without an indexer's keys (`index_bytes`), whose
+    width no precision changes."""
     return kv_heads_per_rank(layer, tensor) * (layer.key_dim + layer.value_dim) * precision.bytes
 
 
@@ -33,12 +39,24 @@ def bytes_per_token(facts: ModelFacts, precision: Precision) -> int:
 
 
 def bounded_bytes_per_sequence(facts: ModelFacts, precision: Precision) -> int:
-    """What is bounded per sequence, unsharded: sliding windows at full width."""
-    return sum(
+    """What is bounded per sequence, unsharded: sliding windows at full width and recurrent state."""
+    windows = sum(
         layer.count * layer.window * layer_bytes_per_token(layer, precision)
         for layer in facts.layers
         if layer.window is not None
     )
+    return windows + sum(layer.count * state_bytes(layer, precision) for layer in facts.layers)
+
+
+def state_bytes(layer: LayerClass, precision: Precision, tensor: int = 1) -> int:
+    """Recurrent state of one sequence in one layer on one rank, bytes. `precision` is that of the states
+    whose type the model leaves open."""
+    return sum(-(-state.elements // tensor) * state_width(state, precision) for state in layer.states)
+
+
+def state_width(state: State, precision: Precision) -> int:
+    """Bytes of one element of a state."""
+    return _STATE_BYTES.get(state.dtype, precision.bytes)
 
 
 def pool_tokens(*, context: int, sequences: int, kv_tokens: int | None, block: int) -> int:
@@ -71,8 +89,11 @@ def tokens_in_pool(
 ) -> int:
     """Tokens that `pool_bytes` hold on one rank, in whole blocks. Every layer is taken at full attention, so
     the answer is a floor for models with windows."""
-    per_token = sum(layer.count * layer_bytes_per_token(layer, precision, tensor) for layer in layers)
-    return pool_bytes // (per_token * block) * block
+    per_token = sum(
+        layer.count * (layer_bytes_per_token(layer, precision, tensor) + layer.index_bytes)
+        for layer in layers
+    )
+    return pool_bytes // (per_token * block) * block if per_token else 0
 
 
 def _whole_blocks(tokens: int, block: int) -> int:

@@ -38,32 +38,38 @@ def check_parallel(facts: ModelFacts, *, tensor: int, pipeline: int) -> None:
         raise ParallelRefused(
             f"intermediate width {facts.intermediate} does not divide by tensor parallel {tensor}"
         )
+    for divisor in facts.divisors:
+        if divisor.count % tensor:
+            raise ParallelRefused(f"{divisor.count} {divisor.what} do not divide by tensor parallel {tensor}")
     for layer in facts.layers:
-        if layer.kv_heads % tensor and tensor % layer.kv_heads:
+        if layer.kv_heads and layer.kv_heads % tensor and tensor % layer.kv_heads:
             raise ParallelRefused(
                 f"{layer.kv_heads} KV heads neither divide by tensor parallel {tensor} nor divide it"
             )
 
 
 def kv_heads_per_rank(layer: LayerClass, tensor: int) -> int:
-    """KV heads one rank holds: a share, or one replicated head when there are more ranks than heads."""
-    return max(1, layer.kv_heads // tensor)
+    """KV heads one rank holds: a share, or one replicated head when there are more ranks than heads.
+
+    A latent (MLA) is one head, so every rank holds it whole; a layer that caches nothing has none.
+    """
+    return max(1, layer.kv_heads // tensor) if layer.kv_heads else 0
 
 
-def rank_elements(group: TensorGroup, facts: ModelFacts, layer: LayerClass | None, tensor: int) -> int:
-    """Elements of `group` that one rank holds (the fullest rank). `layer` is None for the model's outer
+def rank_share(group: TensorGroup, facts: ModelFacts, layer: LayerClass | None, tensor: int) -> Fraction:
+    """The part of `group` that one rank holds (the fullest rank). `layer` is None for the model's outer
     tensors."""
     match group.role:
-        case Role.NORM:
-            return group.elements
+        case Role.NORM | Role.REPLICATED | Role.VISION | Role.MTP:
+            return Fraction(1)
         case Role.EMBEDDING | Role.HEAD:
-            share = Fraction(-(-facts.vocab // tensor), facts.vocab)
+            return Fraction(-(-facts.vocab // tensor), facts.vocab)
         case Role.ATTENTION_KV:
             assert layer is not None, "KV projections belong to a layer"
-            share = Fraction(kv_heads_per_rank(layer, tensor), layer.kv_heads)
-        case Role.ATTENTION_Q | Role.MLP:
-            share = Fraction(1, tensor)
-    return -(-group.elements * share.numerator // share.denominator)
+            # A layer that reuses the keys of another may still carry projections of its own.
+            return Fraction(max(1, layer.kv_heads // tensor), max(1, layer.kv_heads))
+        case Role.ATTENTION_Q | Role.MLP | Role.EXPERT | Role.RECURRENT:
+            return Fraction(1, tensor)
 
 
 def split_stages(weights: Sequence[int], stages: int) -> tuple[tuple[int, int], ...]:

@@ -1,8 +1,9 @@
 """Bytes of the weights as the engine keeps them: elements counted in the headers times the width of the
-precision.
+precision; or the bytes of a quantized checkpoint as they are stored.
 
-A checkpoint and what is loaded differ: a tied head stored a second time is kept once, and a block-quantized
-GGUF is widened to the precision that the engine computes in.
+A checkpoint and what is loaded differ: a tied head stored a second time is kept once, a block-quantized GGUF
+is widened to the precision that the engine computes in, a vision tower and prediction layers stay in the
+files.
 """
 
 from __future__ import annotations
@@ -10,48 +11,82 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from plimsoll.model.facts import LayerClass, ModelFacts, Role, TensorGroup
-from plimsoll.sizing.parallel import rank_elements
+from plimsoll.sizing.parallel import rank_share
 from plimsoll_worker.launch import Device, Precision
 
 _EXACT = {"BF16": Precision.BF16, "F16": Precision.FP16}
+NOT_LOADED = frozenset({Role.VISION, Role.MTP})
+"""Roles that stay in the files: the engine serves text and does not speculate."""
 
 
 def native_precision(facts: ModelFacts, device: Device = Device.GPU) -> Precision:
     """The narrowest precision that represents the checkpoint exactly.
 
     All matrices BF16 give BF16, all F16 give FP16; anything else, F32, a mixture or block-quantized, gives
-    FP32. Vectors (norms, biases) do not count: converters widen them to F32 whatever the matrices are. CPU
-    kernels compute in FP32, so on a CPU it is always FP32.
+    FP32. Vectors (norms, biases) do not count: converters widen them to F32 whatever the matrices are. Of a
+    quantized safetensors checkpoint it is the precision of what was left unquantized, which is the one that
+    others compute in. CPU kernels compute in FP32, so on a CPU it is always FP32.
     """
     if device is Device.CPU:
         return Precision.FP32
     stored = {group.dtype for group in _matrices(facts)}
+    if facts.quantization:
+        stored &= {*_EXACT, "F32"}
     return _EXACT.get(stored.pop(), Precision.FP32) if len(stored) == 1 else Precision.FP32
 
 
 def _matrices(facts: ModelFacts) -> Iterator[TensorGroup]:
-    yield from (group for group in facts.outer if group.role is not Role.NORM)
+    yield from (group for group in facts.outer if group.role in (Role.EMBEDDING, Role.HEAD))
     for layer in facts.layers:
-        smallest_matrix = facts.hidden * layer.key_dim
-        yield from (g for g in layer.groups if g.role is not Role.NORM and g.elements >= smallest_matrix)
+        smallest_matrix = facts.hidden * max(1, layer.key_dim)
+        for group in layer.groups:
+            if group.role not in (Role.NORM, Role.REPLICATED) and group.elements >= smallest_matrix:
+                yield group
 
 
-def loaded_bytes(facts: ModelFacts, precision: Precision) -> int:
-    """What the engine keeps of the whole model, unsharded: the tied head once."""
-    outer = sum(group.elements for group in facts.outer if not (facts.tied and group.role is Role.HEAD))
-    layers = sum(layer.count * sum(group.elements for group in layer.groups) for layer in facts.layers)
-    return (outer + layers) * precision.bytes
+def loaded_bytes(facts: ModelFacts, precision: Precision | None) -> int:
+    """What the engine keeps of the whole model, unsharded: the tied head once, no tower, no prediction
+    layers. `precision` None: as stored."""
+    kept = [
+        group
+        for group in facts.outer
+        if group.role not in NOT_LOADED and not (facts.tied and group.role is Role.HEAD)
+    ]
+    layers = sum(
+        layer.count * sum(group_bytes(group, precision) for group in layer.groups) for layer in facts.layers
+    )
+    return sum(group_bytes(group, precision) for group in kept) + layers
 
 
-def layer_elements(facts: ModelFacts, layer: LayerClass, tensor: int) -> int:
-    """Elements of one layer on one rank."""
-    return sum(rank_elements(group, facts, layer, tensor) for group in layer.groups)
+def group_bytes(group: TensorGroup, precision: Precision | None) -> int:
+    """Bytes of a whole group at a precision; None: as stored."""
+    return group.bytes if precision is None else group.elements * precision.bytes
 
 
-def outer_elements(facts: ModelFacts, tensor: int, roles: Iterable[Role]) -> int:
-    """Elements of the outer tensors with these roles on one rank."""
+def rank_bytes(
+    group: TensorGroup,
+    facts: ModelFacts,
+    layer: LayerClass | None,
+    tensor: int,
+    precision: Precision | None,
+) -> int:
+    """Bytes of a group on the fullest rank, whole elements rounded up."""
+    share = rank_share(group, facts, layer, tensor)
+    whole, width = (group.bytes, 1) if precision is None else (group.elements, precision.bytes)
+    return -(-whole * share.numerator // share.denominator) * width
+
+
+def layer_bytes(facts: ModelFacts, layer: LayerClass, tensor: int, precision: Precision | None) -> int:
+    """Bytes of one layer's weights on one rank."""
+    return sum(rank_bytes(group, facts, layer, tensor, precision) for group in layer.groups)
+
+
+def outer_bytes(facts: ModelFacts, tensor: int, roles: Iterable[Role], precision: Precision | None) -> int:
+    """Bytes of the outer tensors with these roles on one rank."""
     wanted = set(roles)
-    return sum(rank_elements(group, facts, None, tensor) for group in facts.outer if group.role in wanted)
+    return sum(
+        rank_bytes(group, facts, None, tensor, precision) for group in facts.outer if group.role in wanted
+    )
 
 
 def outer_roles(facts: ModelFacts, *, first: bool, last: bool) -> tuple[Role, ...]:
@@ -73,5 +108,7 @@ def outer_roles(facts: ModelFacts, *, first: bool, last: bool) -> tuple[Role, ..
 def largest_tensor_elements(facts: ModelFacts) -> int:
     """Elements of the largest single tensor, from above: what loading holds besides what is already in
     place."""
-    outer = max(group.elements for group in facts.outer)
+    outer = max(
+        (group.elements for group in facts.outer if group.role not in NOT_LOADED), default=facts.hidden
+    )
     return max(outer, facts.hidden * facts.intermediate)
