@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dev.hub.repository import Access, HubFile, MemoryFile, Repository, header_only
-from plimsoll.model.assemble import closed_form
+from plimsoll.model.closed_form import closed_form
 from plimsoll.model.config_json import parse_config
 from plimsoll.model.source import StoredTensor
 

@@ -64,9 +64,9 @@ def test_a_pod_leaves_packed_facts(model: Path, tmp_path: Path) -> None:
         ({"config.json": crafted.config(model_type="mamba")}, "ArchitectureUnsupported", "'mamba'"),
         ({"config.json": b"{"}, "ModelFileUnreadable", "config.json: not valid JSON"),
         (
-            {"config.json": crafted.config(quantization_config={"quant_method": "awq"})},
-            "FormatUnsupported",
-            "'awq'",
+            {"config.json": crafted.config(quantization_config="awq")},
+            "ModelFileUnreadable",
+            "quantization_config: expected an object",
         ),
     ],
     ids=["truncated", "architecture", "config", "quantized"],

@@ -10,7 +10,7 @@ import torch
 from tests.unit.model.crafted import config
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from plimsoll.model.assemble import closed_form
+from plimsoll.model.closed_form import closed_form
 from plimsoll.model.config_json import parse_config
 
 SHAPES = {

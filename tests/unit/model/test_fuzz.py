@@ -13,9 +13,9 @@ from tests.unit.model import crafted
 from tests.unit.model.crafted import F16, MemorySource, config
 from tests.unit.model.test_read import checkpoint
 
-from plimsoll.model.config_json import MAX_LAYERS
 from plimsoll.model.errors import ModelError
 from plimsoll.model.facts import ModelFacts
+from plimsoll.model.fields import MAX_LAYERS
 from plimsoll.model.read import read_facts
 
 quick = settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.too_slow])

@@ -11,7 +11,7 @@ from dev.hub.well_known import generate, safetensors_header
 from tests.unit.model import crafted
 from tests.unit.model.crafted import F32, Q4_1, Q8_0, MemorySource, config
 
-from plimsoll.model.assemble import closed_form
+from plimsoll.model.closed_form import closed_form
 from plimsoll.model.config_json import parse_config
 from plimsoll.model.errors import (
     ArchitectureUnsupported,
@@ -189,9 +189,9 @@ CONFIGS: dict[str, tuple[dict[str, object], type[ModelError], str]] = {
     ),
     "no family": ({"model_type": None}, ArchitectureUnsupported, "model_type: expected a string"),
     "quantized": (
-        {"quantization_config": {"quant_method": "gptq"}},
+        {"quantization_config": {"quant_method": "exl3"}},
         FormatUnsupported,
-        "quant_method 'gptq'",
+        "quant_method 'exl3' is not read from config.json alone",
     ),
     "no width": ({"hidden_size": None}, FileUnreadable, "hidden_size: expected a whole number from 1"),
     "negative": ({"num_hidden_layers": -1}, FileUnreadable, "num_hidden_layers: expected a whole number"),

@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Mapping
 
 from plimsoll.model import gguf, safetensors
-from plimsoll.model.assemble import assemble, closed_form
+from plimsoll.model.assemble import assemble, assemble_closed_form
 from plimsoll.model.config_json import MAX_CONFIG_BYTES, parse_config
 from plimsoll.model.errors import FileUnreadable, FormatUnsupported, ModelNotFound
 from plimsoll.model.facts import ModelFacts
-from plimsoll.model.gguf_metadata import hyper_parameters
+from plimsoll.model.gguf_metadata import blueprint as gguf_blueprint
+from plimsoll.model.gguf_metadata import renamed
 from plimsoll.model.source import Source, read_whole
 
 CONFIG = "config.json"
@@ -56,8 +57,8 @@ def _only_gguf(files: Mapping[str, int]) -> str:
 def _read_gguf(source: Source, name: str) -> ModelFacts:
     header = gguf.read_header(source, name)
     return assemble(
-        hyper_parameters(header, name),
-        header.tensors,
+        gguf_blueprint(header, name),
+        renamed(header.tensors),
         naming="gguf",
         where=name,
         revision=source.commit or _revision({name: header.digest.encode()}, source.files()),
@@ -67,10 +68,10 @@ def _read_gguf(source: Source, name: str) -> ModelFacts:
 
 def _read_safetensors(source: Source, names: tuple[str, ...], config: str) -> ModelFacts:
     raw_config = _config(source, config)
-    hp = parse_config(raw_config, config)
+    blueprint = parse_config(raw_config, config)
     tensors, headers = safetensors.read_tensors(source, names)
     return assemble(
-        hp,
+        blueprint,
         tensors,
         naming="safetensors",
         where=names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more",
@@ -80,9 +81,8 @@ def _read_safetensors(source: Source, names: tuple[str, ...], config: str) -> Mo
 
 def _read_config(source: Source, name: str) -> ModelFacts:
     raw = _config(source, name)
-    hp = parse_config(raw, name)
     revision = source.commit or _revision({name: raw}, source.files())
-    return assemble(hp, closed_form(hp, name), naming="safetensors", where=name, revision=revision)
+    return assemble_closed_form(parse_config(raw, name), where=name, revision=revision)
 
 
 def _config(source: Source, name: str) -> bytes:

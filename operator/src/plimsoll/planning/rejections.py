@@ -39,6 +39,12 @@ def not_possible(request: DeploymentRequest, capabilities: Capabilities) -> Reje
             f"engine {capabilities.engine_version} runs the architectures {known}; "
             f"this model is {facts.architecture}",
         )
+    if facts.quantization:
+        return Rejection(
+            ENGINE_UNSUPPORTED,
+            f"engine {capabilities.engine_version} loads no {facts.quantization} checkpoint: "
+            "name the unquantized one in spec.model",
+        )
     asked = spec.workload.max_context_tokens
     if asked is not None and asked > facts.max_position:
         return Rejection(

@@ -1,151 +1,145 @@
-"""Dense decoders with grouped-query attention and a gated MLP: llama, and its kin that differ in a bias or a
-norm.
+"""The skeleton that all families share: embedding, layers of a mixer, a feed-forward block and norms, last
+norm, head.
 
-One table names every tensor in both file formats and says how its shape follows from the hyper-parameters. It
-serves three ends: the role of a stored tensor, the tensors that must be there, and the closed form for a
-config.json alone.
-
-Source of names and shapes: `modeling_llama.py`, `modeling_qwen2.py`, `modeling_qwen3.py` of transformers 5,
-and `gguf-py/gguf/constants.py` of llama.cpp.
+A family is a row in `families.py` that fills this in; what is peculiar to it is a function of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from plimsoll.model.architectures.attention import heads_of, norm
+from plimsoll.model.architectures.vision import PREFIXES
+from plimsoll.model.blueprint import Blueprint, FeedForward, Layer, Mixer, Tensor
+from plimsoll.model.errors import FileUnreadable
 from plimsoll.model.facts import Role
-from plimsoll.model.hyper_parameters import HyperParameters
+from plimsoll.model.fields import Fields
 
-Naming = Literal["safetensors", "gguf"]
-_Width = Callable[[HyperParameters], int]
+_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+DTYPE_KEYS = ("dtype", "torch_dtype")
+"""transformers 5 writes `dtype`, earlier ones `torch_dtype`."""
 
-
-@dataclass(frozen=True)
-class Slot:
-    """One tensor that a model of the family has or may have."""
-
-    name: str
-    role: Role
-    shape: tuple[int, ...]
-    layer: int | None
-    """Index of the layer; None for the model's outer tensors."""
-    required: bool
-    kept: bool = True
-    """False: stored by some converters, computed by the engine (rotary frequencies)."""
-
-
-@dataclass(frozen=True)
-class _Projection:
-    safetensors: str
-    gguf: str
-    role: Role
-    rows: _Width
-    columns: _Width
-    bias_role: Role
-    """A bias added before the reduction is divided like its matrix, one added after is held whole."""
-    group: Literal["qkv", "output", "mlp"]
-
-
-def _query(hp: HyperParameters) -> int:
-    return hp.heads * hp.key_dim
-
-
-def _output(hp: HyperParameters) -> int:
-    return hp.heads * hp.value_dim
-
-
-def _key(hp: HyperParameters) -> int:
-    return hp.kv_heads * hp.key_dim
-
-
-def _value(hp: HyperParameters) -> int:
-    return hp.kv_heads * hp.value_dim
-
-
-def _hidden(hp: HyperParameters) -> int:
-    return hp.hidden
-
-
-def _intermediate(hp: HyperParameters) -> int:
-    return hp.intermediate
-
-
-_Q, _KV, _MLP, _NORM = Role.ATTENTION_Q, Role.ATTENTION_KV, Role.MLP, Role.NORM
-PROJECTIONS = (
-    _Projection("self_attn.q_proj", "attn_q", _Q, _query, _hidden, _Q, "qkv"),
-    _Projection("self_attn.k_proj", "attn_k", _KV, _key, _hidden, _KV, "qkv"),
-    _Projection("self_attn.v_proj", "attn_v", _KV, _value, _hidden, _KV, "qkv"),
-    _Projection("self_attn.o_proj", "attn_output", _Q, _hidden, _output, _NORM, "output"),
-    _Projection("mlp.gate_proj", "ffn_gate", _MLP, _intermediate, _hidden, _MLP, "mlp"),
-    _Projection("mlp.up_proj", "ffn_up", _MLP, _intermediate, _hidden, _MLP, "mlp"),
-    _Projection("mlp.down_proj", "ffn_down", _MLP, _hidden, _intermediate, _NORM, "mlp"),
-)
-NORMS = (("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm"))
-HEAD_NORMS = (("self_attn.q_norm", "attn_q_norm"), ("self_attn.k_norm", "attn_k_norm"))
-OUTER: dict[Naming, tuple[str, str, str]] = {
-    "safetensors": ("model.embed_tokens", "model.norm", "lm_head"),
-    "gguf": ("token_embd", "output_norm", "output"),
-}
+Mixers = Callable[[Fields], Sequence[Mixer]]
+FeedForwards = Callable[[Fields], Sequence[FeedForward]]
+Tower = Callable[[Fields, int], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderFamily:
-    """What sets one family apart from llama."""
+class Decoder:
+    """One family."""
 
-    name: str
-    qkv_bias: bool = False
-    """Query, key and value always carry a bias, the output projection never."""
-    qk_norm: bool = False
-    """Query and key heads are normed, each with one vector of head width."""
-    default_window: int | None = None
-    """Sliding window where config.json is silent. None: windows are off unless `use_sliding_window` is on."""
-    default_kv_heads: int | None = None
-    """What the configuration class fills in when config.json is silent; None: one per query head."""
-    default_head_dim: int | None = None
-    """None: hidden / heads."""
+    mixers: Mixers
+    """The mixer of each layer; layers that are alike share the object."""
+    feed_forwards: FeedForwards
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What its configuration class of transformers fills in where config.json is silent."""
+    derived: Callable[[Fields], Mapping[str, Any]] | None = None
+    """Defaults that follow from other fields."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Fields that the family calls otherwise: our name → its name."""
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    norm_bias: bool = False
+    tied: bool = False
+    """Where config.json does not say."""
+    stores_tied_head: bool = False
+    """Its checkpoints hold the head though it is tied."""
+    prefix: str = "model.layers.{}."
+    embedding: str = "model.embed_tokens"
+    last_norm: str = "model.norm"
+    head: str = "lm_head"
+    head_bias: bool = False
+    layer_extras: Callable[[Fields], tuple[Tensor, ...]] | None = None
+    """Tensors that every layer has besides."""
+    outer_extras: Callable[[Fields], tuple[Tensor, ...]] | None = None
+    prediction: Callable[[Fields, Sequence[Layer]], tuple[Tensor, ...]] | None = None
+    """Multi-token-prediction layers."""
+    tower: Tower | None = None
+    dense_width: str = "intermediate_size"
+    """The field of the dense MLP's width; where all layers are sparse, that of an expert."""
 
-    def slots(self, hp: HyperParameters, naming: Naming) -> Iterator[Slot]:
-        """Every tensor that a checkpoint may hold, the required ones marked."""
-        embedding, norm, head = OUTER[naming]
-        yield Slot(f"{embedding}.weight", Role.EMBEDDING, (hp.vocab, hp.hidden), None, required=True)
-        yield Slot(f"{norm}.weight", Role.NORM, (hp.hidden,), None, required=True)
-        yield Slot(f"{head}.weight", Role.HEAD, (hp.vocab, hp.hidden), None, required=not hp.tied)
-        if naming == "gguf":
-            # Frequency factors of llama3's long rope, written by the converter.
-            yield Slot("rope_freqs.weight", Role.NORM, (), None, required=False, kept=False)
-        for layer in range(hp.layers):
-            yield from self._layer(hp, naming, layer)
+    def blueprint(self, architecture: str, f: Fields) -> Blueprint:
+        """All tensors by the hyper-parameters. Raises FileUnreadable or ArchitectureUnsupported."""
+        f = self._filled(f)
+        heads, _ = heads_of(f)
+        layers = self._layers(f)
+        outer = self._outer(f)
+        if self.prediction is not None:
+            outer += self.prediction(f, layers)
+        vision = f.part("vision_config")
+        if vision is not None and self.tower is not None:
+            outer += self.tower(vision, f.hidden)
+        unsized = {"audio_config"} if f.values.get("audio_config") else set()
+        if vision is not None and self.tower is None:
+            unsized.add("vision_config")
+        return Blueprint(
+            architecture=architecture,
+            hidden=f.hidden,
+            intermediate=f.size(self.dense_width),
+            heads=heads,
+            vocab=f.size("vocab_size"),
+            max_position=f.size("max_position_embeddings"),
+            tied=f.flag("tie_word_embeddings", default=self.tied),
+            dtype=_dtype(f),
+            prefix=self.prefix,
+            outer=outer,
+            layers=layers,
+            open_prefixes=tuple((name, Role.VISION) for name in PREFIXES),
+            open_ended=frozenset(unsized),
+        )
 
-    def _layer(self, hp: HyperParameters, naming: Naming, layer: int) -> Iterator[Slot]:
-        gguf = naming == "gguf"
-        prefix = f"blk.{layer}" if gguf else f"model.layers.{layer}"
-        for projection in PROJECTIONS:
-            name = f"{prefix}.{projection.gguf if gguf else projection.safetensors}"
-            rows, columns = projection.rows(hp), projection.columns(hp)
-            yield Slot(f"{name}.weight", projection.role, (rows, columns), layer, required=True)
-            yield Slot(
-                f"{name}.bias", projection.bias_role, (rows,), layer, required=self._biased(hp, projection)
+    def _filled(self, f: Fields) -> Fields:
+        values = {**f.values}
+        for ours, theirs in self.renamed.items():
+            if values.get(ours) is None and values.get(theirs) is not None:
+                values[ours] = values[theirs]
+        for key, value in self.defaults.items():
+            if key not in values:
+                values[key] = value
+        if self.derived is not None:
+            for key, value in self.derived(replace(f, values=values)).items():
+                if values.get(key) is None:
+                    values[key] = value
+        return replace(f, values=values)
+
+    def _layers(self, f: Fields) -> tuple[Layer, ...]:
+        mixers, feeds = self.mixers(f), self.feed_forwards(f)
+        if not len(mixers) == len(feeds) == f.layers:
+            raise FileUnreadable(
+                f"{f.name}: {len(mixers)} layers are described, num_hidden_layers is {f.layers}"
             )
-        for safetensors_name, gguf_name in NORMS:
-            name = f"{prefix}.{gguf_name if gguf else safetensors_name}.weight"
-            yield Slot(name, Role.NORM, (hp.hidden,), layer, required=True)
-        if self.qk_norm:
-            for safetensors_name, gguf_name in HEAD_NORMS:
-                name = f"{prefix}.{gguf_name if gguf else safetensors_name}.weight"
-                yield Slot(name, Role.NORM, (hp.key_dim,), layer, required=True)
-        if not gguf:
-            # Llama-2 era files store them; every engine computes them.
-            yield Slot(
-                f"{prefix}.self_attn.rotary_emb.inv_freq", Role.NORM, (), layer, required=False, kept=False
-            )
+        norms: tuple[Tensor, ...] = ()
+        for name in self.norms:
+            norms += norm(name, f.hidden, bias=self.norm_bias)
+        if self.layer_extras is not None:
+            norms += self.layer_extras(f)
+        made: dict[tuple[int, int], Layer] = {}
+        layers = []
+        for mixer, feed in zip(mixers, feeds, strict=True):
+            key = (id(mixer), id(feed))
+            if key not in made:
+                made[key] = Layer(mixer, feed, norms)
+            layers.append(made[key])
+        return tuple(layers)
 
-    def _biased(self, hp: HyperParameters, projection: _Projection) -> bool:
-        match projection.group:
-            case "qkv":
-                return self.qkv_bias or hp.attention_bias
-            case "output":
-                return hp.attention_bias and not self.qkv_bias
-            case "mlp":
-                return hp.mlp_bias
+    def _outer(self, f: Fields) -> tuple[Tensor, ...]:
+        shape = (f.size("vocab_size"), f.hidden)
+        tied = f.flag("tie_word_embeddings", default=self.tied)
+        outer = (
+            Tensor(f"{self.embedding}.weight", Role.EMBEDDING, shape),
+            *norm(self.last_norm, f.hidden, bias=self.norm_bias),
+            Tensor(
+                f"{self.head}.weight", Role.HEAD, shape, linear=True,
+                required=not tied or self.stores_tied_head,
+            ),
+        )  # fmt: skip
+        return outer + (self.outer_extras(f) if self.outer_extras is not None else ())
+
+
+def _dtype(f: Fields) -> str | None:
+    for key in DTYPE_KEYS:
+        value = f.values.get(key)
+        if isinstance(value, str):
+            return _DTYPES.get(value)
+    return None
