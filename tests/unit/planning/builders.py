@@ -173,8 +173,9 @@ def snapshot(
     *deployments: DeploymentRequest,
     pods: list[PodView] | None = None,
     capabilities: Capabilities = CAPABILITIES,
+    prices: dict[str, int] | None = None,
 ) -> Snapshot:
-    return Snapshot(tuple(nodes), tuple(pods or ()), deployments, capabilities)
+    return Snapshot(tuple(nodes), tuple(pods or ()), deployments, capabilities, prices or {})
 
 
 def decide_one(

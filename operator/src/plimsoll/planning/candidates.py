@@ -9,7 +9,7 @@ come last unless prices say otherwise: a stage boundary on a network is slower t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec, PlanStatus, WeightsPrecision
 from plimsoll.inventory.products import names
@@ -83,6 +83,7 @@ class Catalog:
         self._capabilities = capabilities
         self._prices = dict(prices or {})
         self._sizer = Sizer()
+        self._listed: dict[str, tuple[Option, ...]] = {}
 
     def cpu_option(self, request: DeploymentRequest, admitted: Admitted) -> Option:
         """The one option without GPUs: everything in the node's memory."""
@@ -97,10 +98,11 @@ class Catalog:
     def gpu_options(self, request: DeploymentRequest, admitted: Admitted) -> tuple[Option, ...]:
         """For each kind of GPU the cuts that divide the model, up to the first that fits all its GPUs: more
         ranks of the same GPU would only take more. Cheapest first, then by product."""
-        found: list[Option] = []
-        for kind in _kinds(admitted):
-            found += self._options(request, kind, admitted)
-        return tuple(sorted(found, key=lambda option: (option.cost, option.product, option.gpus)))
+        if request.uid not in self._listed:
+            found = [option for kind in _kinds(admitted) for option in self._options(request, kind, admitted)]
+            found.sort(key=lambda option: (option.cost, option.product, option.gpus))
+            self._listed[request.uid] = tuple(found)
+        return self._listed[request.uid]
 
     def option_in_force(self, request: DeploymentRequest, plan: PlanStatus, admitted: Admitted) -> Option:
         """The configuration of a plan in force, for more replicas of it."""
@@ -133,37 +135,31 @@ class Catalog:
         headroom = request.spec.placement.memory_headroom_percent
         least_line, most_line = line(kind.memories[0], headroom), line(kind.memories[-1], headroom)
         weights = precision(request.spec, request.facts)
-        fewest: int | None = None
-        """GPUs of the smallest cut so far that fits every GPU of the kind."""
+        fewest = 0
+        """GPUs of the smallest cut over several nodes so far."""
         for tensor in TENSOR_PARALLEL:
             wide = tuple(pool for pool in kind.pools if pool.gpu and pool.gpu.total >= tensor)
             whole = self._sized(request, configuration(Device.GPU, weights, tensor))
-            if not wide or whole is None or (fewest is not None and fewest <= tensor):
+            if not wide or whole is None:
                 continue
             yield self._gpu_option(request, whole, wide, admitted)
             if least_line >= whole.needed:
-                fewest = tensor
-            elif most_line < whole.needed:
-                cut = self._staged(request, weights, tensor, most_line)
-                if cut and (
-                    fewest is None or tensor * cut.footprint.configuration.pipeline_parallel < fewest
-                ):
-                    yield self._gpu_option(request, cut, wide, admitted)
-                    fewest = tensor * cut.footprint.configuration.pipeline_parallel
+                return
+            cut = self._staged(request, whole, most_line) if most_line < whole.needed else None
+            gpus = tensor * cut.footprint.configuration.pipeline_parallel if cut else 0
+            if cut and (not fewest or gpus < fewest):
+                yield self._gpu_option(request, cut, wide, admitted)
+                fewest = gpus
 
-    def _staged(
-        self, request: DeploymentRequest, weights: Precision, tensor: int, most_line: int
-    ) -> Sized | None:
-        """The fewest stages that fit, where the engine runs stages."""
-        whole = self._sized(request, configuration(Device.GPU, weights, tensor))
-        assert whole is not None, "stages are for cuts that divide the model"
-        stage = whole.footprint.worst.bytes
+    def _staged(self, request: DeploymentRequest, whole: Sized, most_line: int) -> Sized | None:
+        """The cut into the fewest stages that fit, where the engine runs stages."""
+        config, stage = whole.footprint.configuration, whole.footprint.worst.bytes
         for pipeline in range(
             2, min(self._capabilities.max_pipeline_parallel, request.facts.layer_count) + 1
         ):
             if (stage.weights + stage.kv_cache) // pipeline > most_line:
                 continue
-            cut = self._sized(request, configuration(Device.GPU, weights, tensor, pipeline))
+            cut = self._sized(request, replace(config, pipeline_parallel=pipeline))
             if cut is not None and cut.needed <= most_line:
                 return cut
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from plimsoll.api.v1alpha1 import PlanPlacement, PlanStatus, RejectedOption
 from plimsoll.planning.admission import Admission
@@ -11,7 +12,7 @@ from plimsoll.planning.candidates import Catalog
 from plimsoll.planning.eligibility import VOLUME_UNAVAILABLE, Eligibility, most_replicas, single_node
 from plimsoll.planning.options import Option
 from plimsoll.planning.placement import place_replicas, redo, undo
-from plimsoll.planning.rejections import headline, nearest, no_nodes, not_possible, why_not
+from plimsoll.planning.rejections import headline, left_to_others, nearest, no_nodes, not_possible, why_not
 from plimsoll.planning.retention import Held
 from plimsoll.planning.room import Room
 from plimsoll.planning.snapshot import Decision, DeploymentRequest, Rejection
@@ -32,10 +33,14 @@ class World:
 
 
 def decide(
-    request: DeploymentRequest, kept: Sequence[Held], eligibility: Eligibility, world: World
+    request: DeploymentRequest,
+    kept: Sequence[Held],
+    eligibility: Eligibility,
+    world: World,
+    agreed: Option | None = None,
 ) -> Decision:
     """The plan with every replica that has a place, and why the others have none. Takes room for what it
-    places."""
+    places. `agreed`: the option that was chosen together with other deployments."""
     placements = [held.placement for held in kept]
     served = {placement.replica for placement in placements}
     missing = [replica for replica in range(request.spec.replicas) if replica not in served]
@@ -47,7 +52,7 @@ def decide(
         plan = finished(in_force, request, placements) if in_force else None
         return Decision(plan, rejection, tuple(missing))
     search = _Search(request, placements, missing, eligibility, world)
-    return search.extend(in_force) if in_force else search.choose()
+    return search.extend(in_force) if in_force else search.choose(agreed)
 
 
 class _Search:
@@ -81,11 +86,13 @@ class _Search:
         decided = finished(plan, self._request, [*self._placements, *placed])
         return self._decision(decided, option, placed)
 
-    def choose(self) -> Decision:
+    def choose(self, agreed: Option | None) -> Decision:
         """The first option, cheapest first, that places every replica; else the one that places most of
-        them."""
+        them. The agreed one comes before all others."""
         if not self._admitted.pools:
             return Decision(None, self._no_nodes(), tuple(self._missing))
+        if agreed is not None and (decision := self._as_agreed(agreed)):
+            return decision
         options = self._options()
         tried: dict[Option, list[PlanPlacement]] = {}
         best: Option | None = None
@@ -99,11 +106,27 @@ class _Search:
                 best = option
         return self._taken(best, tried) if best else self._rejected(options)
 
-    def _taken(self, best: Option, tried: Mapping[Option, Sequence[PlanPlacement]]) -> Decision:
+    def _as_agreed(self, agreed: Option) -> Decision | None:
+        """None when the option has no room after all: the agreement counted GPUs only."""
+        placed = self._place(agreed)
+        undo(agreed, placed, self._world.room)
+        if not self._complete(agreed, placed):
+            return None
+        cheaper = takewhile(lambda option: option is not agreed, self._options())
+        return self._taken(agreed, {**dict.fromkeys(cheaper, ()), agreed: placed}, together=True)
+
+    def _taken(
+        self, best: Option, tried: Mapping[Option, Sequence[PlanPlacement]], *, together: bool = False
+    ) -> Decision:
         """The plan of `best`, and the nearest of the others that were looked at."""
         placed = tried[best]
         others = [option for option in tried if option is not best or not self._complete(best, placed)]
-        rejected = nearest(others, lambda option: self._failure(option, tried[option]))
+
+        def failure(option: Option) -> RejectedOption | None:
+            told = self._failure(option, tried[option])
+            return left_to_others(option) if told is None and together else told
+
+        rejected = nearest(others, failure)
         redo(best, placed, self._world.room)
         plan = finished(best.draft, self._request, placed).model_copy(update={"rejected": rejected})
         return self._decision(plan, best, placed)

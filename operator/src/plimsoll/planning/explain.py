@@ -125,10 +125,12 @@ def reasons(plan: PlanStatus, spec: LLMDeploymentSpec) -> tuple[str, ...]:
         )
     else:
         smaller = max((size for size in TENSOR_PARALLEL if size < plan.tensor_parallel), default=0)
-        fewest = f"; {words.count(smaller, 'GPU')} would not hold it" if smaller else ""
+        alone = smaller and plan.pipeline_parallel == 1
+        fewest = f"; {words.count(smaller, 'GPU')} would not hold it" if alone else ""
+        each = f", {plan.tensor_parallel} a stage" if plan.pipeline_parallel > 1 else ""
+        gpus = words.count(plan.tensor_parallel * plan.pipeline_parallel, "GPU")
         told.append(
-            f"{words.count(plan.tensor_parallel, 'GPU')} of {plan.product} a replica: {needed} a GPU "
-            f"under a line of {drawn}{fewest}"
+            f"{gpus} of {plan.product} a replica{each}: {needed} a GPU under a line of {drawn}{fewest}"
         )
     return tuple(told)
 

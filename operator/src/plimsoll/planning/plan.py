@@ -1,12 +1,12 @@
 """The decision: which configuration each deployment runs, and on which nodes. Pure, deterministic, minimal
 churn.
 
-    keep what stands ─→ for each deployment by priority, then age:
-                          the configuration in force, else the cheapest option that has room
+    keep what stands ─→ options for all that is new, together
+                     ─→ for each deployment by priority, then age:
+                          the configuration in force, else what was agreed, else the cheapest that has room
                             ─→ nodes for the missing replicas ─→ a plan, or a rejection in words
 
-Greedy in order of precedence rather than one joint optimisation: a plan must be explainable, and a deployment
-that is served must not move because another one arrived.
+Nothing that is served moves because another one arrived: only what starts anyway is decided together.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from plimsoll.planning.admission import Admission
 from plimsoll.planning.candidates import Catalog
 from plimsoll.planning.decide import World, decide
 from plimsoll.planning.eligibility import Eligibility
+from plimsoll.planning.joint import options_together
 from plimsoll.planning.options import worker_requests
 from plimsoll.planning.retention import Held, keep, release
 from plimsoll.planning.room import Room, overbooked, pods_by_owner
@@ -35,26 +36,18 @@ def plan(snapshot: Snapshot) -> Decisions:
     Deployments that run pods come first, by priority, then age; those that are suspended or only planned are
     answered from what is left, and hold nothing.
     """
-    supply = Supply(snapshot.nodes, _selectors(snapshot.deployments))
-    world = World(
-        supply=supply,
-        room=Room(supply.by_name, snapshot.pods),
-        capabilities=snapshot.capabilities,
-        catalog=Catalog(snapshot.capabilities),
-        admission=Admission(supply),
-    )
+    world = world_of(snapshot)
     owned = pods_by_owner(snapshot.pods, (request.uid for request in snapshot.deployments))
     ordered = sorted(snapshot.deployments, key=precedence)
     holding = [request for request in ordered if holds(request)]
     eligibilities = {request.uid: Eligibility(request) for request in ordered}
     kept = {
-        request.uid: keep(request, owned.get(request.uid, ()), supply, eligibilities[request.uid], world.room)
+        request.uid: keep(
+            request, owned.get(request.uid, ()), world.supply, eligibilities[request.uid], world.room
+        )
         for request in holding
     }
-    decisions = {
-        request.uid: decide(request, kept[request.uid], eligibilities[request.uid], world)
-        for request in holding
-    }
+    decisions = _decided(holding, kept, eligibilities, world)
     _check(snapshot, holding, kept, decisions)
     for request in ordered:
         if not holds(request):
@@ -63,8 +56,36 @@ def plan(snapshot: Snapshot) -> Decisions:
     return decisions
 
 
-def _selectors(requests: Iterable[DeploymentRequest]) -> set[str]:
-    return {key for request in requests for key in request.spec.placement.node_selector}
+def world_of(snapshot: Snapshot) -> World:
+    """The cluster as it is before anything is decided."""
+    selectors = {key for request in snapshot.deployments for key in request.spec.placement.node_selector}
+    supply = Supply(snapshot.nodes, selectors)
+    return World(
+        supply=supply,
+        room=Room(supply.by_name, snapshot.pods),
+        capabilities=snapshot.capabilities,
+        catalog=Catalog(snapshot.capabilities, snapshot.prices),
+        admission=Admission(supply),
+    )
+
+
+def _decided(
+    holding: Sequence[DeploymentRequest],
+    kept: Mapping[str, Sequence[Held]],
+    eligibilities: Mapping[str, Eligibility],
+    world: World,
+) -> dict[str, Decision]:
+    missing = {
+        request.uid: request.spec.replicas - len({held.placement.replica for held in kept[request.uid]})
+        for request in holding
+    }
+    agreed = options_together(holding, missing, eligibilities, world)
+    # Whoever did not get all it asked for comes last: it must not take what others rely on.
+    last = {uid for uid, count in missing.items() if agreed and count and uid not in agreed}
+    return {
+        one.uid: decide(one, kept[one.uid], eligibilities[one.uid], world, agreed.get(one.uid))
+        for one in sorted(holding, key=lambda request: request.uid in last)
+    }
 
 
 def precedence(request: DeploymentRequest) -> tuple[int, str, str, str]:

@@ -25,7 +25,7 @@ MAX_REJECTED = 8
 NAMES_TOLD = 3
 INSUFFICIENT_MEMORY, INSUFFICIENT_GPUS = "InsufficientMemory", "InsufficientGPUs"
 INSUFFICIENT_RESOURCES, ENGINE_UNSUPPORTED = "InsufficientResources", "EngineUnsupported"
-CONTEXT_TOO_LONG = "ContextTooLong"
+CONTEXT_TOO_LONG, LEFT_TO_OTHERS = "ContextTooLong", "LeftToOthers"
 SHARE_WORDS = (("weights", "weights"), ("kv_cache", "KV cache"), ("activations", "activations"))
 
 
@@ -127,6 +127,12 @@ def _no_room(option: Option, room: Room) -> RejectedOption:
     name, lacks = min(lacking, key=lambda pair: (len(pair[1]), _relative(pair[1]), pair[0]))
     told = "; ".join(words.shortage(lack) for lack in lacks)
     return _rejected(option, INSUFFICIENT_RESOURCES, f"{name} comes nearest and lacks {told}")
+
+
+def left_to_others(option: Option) -> RejectedOption:
+    """It has room and is cheaper, and other new deployments have no other way that costs as little."""
+    told = "has room, but is left to other new deployments: together they cost less so, or more of them fit"
+    return _rejected(option, LEFT_TO_OTHERS, told)
 
 
 def _rejected(option: Option, reason: str, message: str) -> RejectedOption:

@@ -41,6 +41,10 @@ class Shelf:
         """(level, node) from `least` on. The shelf must not change meanwhile."""
         return iter(self._entries[bisect_left(self._entries, (least, "")) :])
 
+    def slots(self, size: int) -> int:
+        """GPUs that stand together in free slots of `size`."""
+        return sum(level // size * size for level, _ in self._entries if level > 0)
+
     def move(self, name: str, before: int, after: int) -> None:
         if before == after:
             return

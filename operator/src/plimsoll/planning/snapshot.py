@@ -49,6 +49,9 @@ class Snapshot:
     """All bound or pinned pods of all namespaces that are not finished; promises included as views."""
     deployments: tuple[DeploymentRequest, ...]
     capabilities: Capabilities
+    prices: Mapping[str, int] = field(default_factory=dict)
+    """Relative price of one GPU by its product, as `placement.accelerators.products` names it. Where it is
+    empty, the fewest GPUs cost least, then the smaller, then the older."""
 
 
 @dataclass(frozen=True, slots=True)
