@@ -215,7 +215,8 @@ def test_the_overlay_reaches_the_pod() -> None:
 
 def test_gpu_workers_tolerate_gpu_pools_and_cpu_workers_do_not() -> None:
     assert [entry["key"] for entry in worker(spec(HUB))["spec"]["tolerations"]] == ["nvidia.com/gpu"]
-    assert worker(spec(HUB), Device.CPU)["spec"]["tolerations"] == []
+    on_cpu = spec(HUB, placement={"device": "CPU"})
+    assert worker(on_cpu, Device.CPU)["spec"]["tolerations"] == []
 
 
 def test_bigger_models_get_more_time_to_start() -> None:

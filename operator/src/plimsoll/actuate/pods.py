@@ -14,11 +14,11 @@ from typing import Any
 from plimsoll.actuate.launches import HUB_FOLDER, MODELS, launch
 from plimsoll.actuate.ownership import INSPECT, PLAN, WORKER, Owner, digest, labels, metadata
 from plimsoll.actuate.revisions import Revision, model_key
-from plimsoll.api.v1alpha1 import LLMDeploymentSpec, PlanPlacement, PlanStatus, SecretKeyRef
+from plimsoll.api.v1alpha1 import LLMDeploymentSpec, PlanPlacement, PlanStatus, SecretKeyRef, Toleration
 from plimsoll.inventory.views import Resources
-from plimsoll_worker.launch import ADMIN_PORT, LAUNCH_ENV, SERVING_PORT, TERMINATION_MESSAGE_PATH, Device
+from plimsoll.planning.eligibility import worker_tolerations
+from plimsoll_worker.launch import ADMIN_PORT, LAUNCH_ENV, SERVING_PORT, TERMINATION_MESSAGE_PATH
 
-GPU_TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 USER = 65532
 MIB = 1 << 20
 GIB = 1 << 30
@@ -147,7 +147,7 @@ def worker_pod(
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": spec.rollout.drain_seconds + DRAIN_GRACE_SECONDS,
         "affinity": _pinned(placement.node),
-        "tolerations": _tolerations(spec, plan.device),
+        "tolerations": [_toleration(toleration) for toleration in worker_tolerations(spec)],
         "containers": [container],
         "volumes": volumes,
     }
@@ -270,7 +270,6 @@ def _pinned(node: str) -> dict[str, Any]:
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
 
 
-def _tolerations(spec: LLMDeploymentSpec, device: Device) -> list[dict[str, Any]]:
-    asked = [toleration.to_dict() for toleration in spec.placement.tolerations]
-    given = [{key: value for key, value in toleration.items() if value} for toleration in asked]
-    return given + ([dict(GPU_TOLERATION)] if device is Device.GPU else [])
+def _toleration(toleration: Toleration) -> dict[str, Any]:
+    """Without empty fields, as the API server stores it."""
+    return {key: value for key, value in toleration.to_dict().items() if value}
