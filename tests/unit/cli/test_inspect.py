@@ -61,7 +61,11 @@ def test_a_pod_leaves_packed_facts(model: Path, tmp_path: Path) -> None:
             "ModelFileTruncated",
             "model.safetensors",
         ),
-        ({"config.json": crafted.config(model_type="mamba")}, "ArchitectureUnsupported", "'mamba'"),
+        (
+            {"config.json": crafted.config(model_type="novel", kv_lora_rank=8)},
+            "ArchitectureUnsupported",
+            "'novel'",
+        ),
         ({"config.json": b"{"}, "ModelFileUnreadable", "config.json: not valid JSON"),
         (
             {"config.json": crafted.config(quantization_config="awq")},

@@ -17,7 +17,7 @@ from plimsoll.sizing.footprint import Configuration, Footprint, Workload, footpr
 from plimsoll.sizing.runtime import MIB, line
 from plimsoll.sizing.weights import loaded_bytes, native_precision
 from plimsoll.sources import open_source
-from plimsoll_worker.launch import Device, Precision
+from plimsoll_worker.launch import CAPABILITIES, ENGINE_VERSION, Device, Precision
 
 API_VERSION = "plimsoll.dev/v1alpha1"
 DEFAULT_CONTEXT_TOKENS = 8192
@@ -29,7 +29,8 @@ DEFAULT_HEADROOM_PERCENT = 3
 def command(
     source: SourceArgument,
     weights: Annotated[
-        Precision | None, typer.Option(help="Precision of the weights; default: native.")
+        Precision | None,
+        typer.Option(help="Precision of the weights; default: native, a quantized checkpoint as stored."),
     ] = None,
     kv_cache: Annotated[
         Precision | None, typer.Option(help="Precision of the KV cache; default: that of the weights.")
@@ -61,6 +62,7 @@ def command(
             kv_cache=kv_cache or precision,
             tensor_parallel=tensor_parallel,
             pipeline_parallel=pipeline_parallel,
+            stored=weights is None and bool(facts.quantization),
         ),
         Workload(
             max_context_tokens=context,
@@ -98,7 +100,7 @@ def document(facts: ModelFacts, sized: Footprint, notes: list[str]) -> dict[str,
             "architecture": facts.architecture,
             "parameters": facts.parameters,
             "checkpointBytes": facts.checkpoint_bytes,
-            "loadedBytes": loaded_bytes(facts, configuration.weights),
+            "loadedBytes": loaded_bytes(facts, configuration.widened),
             "kvBytesPerToken": kv.bytes_per_token(facts, configuration.kv_cache),
             "kvBytesPerSequence": kv.bounded_bytes_per_sequence(facts, configuration.kv_cache),
             "maxPosition": facts.max_position,
@@ -121,7 +123,7 @@ def warnings(facts: ModelFacts, sized: Footprint) -> list[str]:
     """What a reader would be surprised by later."""
     configuration, workload = sized.configuration, sized.workload
     native = native_precision(facts)
-    notes = []
+    notes = checkpoint_notes(facts, sized)
     if configuration.weights.bytes < native.bytes:
         notes.append(f"{configuration.weights} rounds weights: the checkpoint is exact in {native} only")
     elif (
@@ -137,16 +139,41 @@ def warnings(facts: ModelFacts, sized: Footprint) -> list[str]:
             f"context {workload.max_context_tokens} is longer than the {facts.max_position} tokens"
             " that the model was made for"
         )
-    kv_heads = min(layer.kv_heads for layer in facts.layers)
-    if configuration.tensor_parallel > kv_heads:
+    kv_heads = min((layer.kv_heads for layer in facts.layers if layer.kv_heads), default=0)
+    if kv_heads and configuration.tensor_parallel > kv_heads:
+        shared = (
+            "one latent" if not min(layer.value_dim for layer in facts.layers) else f"{kv_heads} KV heads"
+        )
         notes.append(
-            f"{configuration.tensor_parallel} ranks share {kv_heads} KV heads: each is held"
+            f"{configuration.tensor_parallel} ranks share {shared}: each is held"
             f" {configuration.tensor_parallel // kv_heads} times"
         )
     if not configuration.bounded_windows and any(layer.window for layer in facts.layers):
         notes.append("this engine version keeps layers with a sliding window in full")
-    if facts.tied and any(group.role is Role.HEAD for group in facts.outer):
+    return notes
+
+
+def checkpoint_notes(facts: ModelFacts, sized: Footprint) -> list[str]:
+    """What differs between the files and what is loaded."""
+    notes = []
+    if sized.configuration.stored:
+        notes.append(
+            f"{facts.quantization}: weights are counted as stored, scales included; engine {ENGINE_VERSION}"
+            " loads no quantized checkpoint"
+        )
+    outer = {group.role: 0 for group in facts.outer}
+    for group in facts.outer:
+        outer[group.role] += group.bytes
+    if facts.tied and Role.HEAD in outer:
         notes.append("the files hold the tied head a second time; it is loaded once")
+    if Role.VISION in outer:
+        notes.append(f"{gib(outer[Role.VISION])} of the files are a vision tower; it is not loaded")
+    if Role.MTP in outer:
+        notes.append(f"{gib(outer[Role.MTP])} of the files predict further tokens (MTP); they are not loaded")
+    if facts.architecture not in CAPABILITIES.architectures:
+        notes.append(
+            f"engine {ENGINE_VERSION} does not run {facts.architecture}; the bytes are those it takes"
+        )
     return notes
 
 

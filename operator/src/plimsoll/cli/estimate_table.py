@@ -32,9 +32,10 @@ def print_table(
     """Print model, terms and sums of every stage, the card's bar when one is given, and the warnings."""
     console = Console(highlight=False)
     configuration, workload = sized.configuration, sized.workload
+    weights = facts.quantization if configuration.stored else configuration.weights
     console.print(
         f"{facts.architecture}, {facts.parameters:,} parameters, {gib(facts.checkpoint_bytes)} in the files;"
-        f" weights {configuration.weights}, KV cache {configuration.kv_cache},"
+        f" weights {weights}, KV cache {configuration.kv_cache},"
         f" TP{configuration.tensor_parallel}xPP{configuration.pipeline_parallel}"
     )
     console.print(

@@ -6,13 +6,21 @@ import hashlib
 from collections.abc import Mapping
 
 from plimsoll.model import gguf, safetensors
+from plimsoll.model.architectures import FAMILIES
 from plimsoll.model.assemble import assemble, assemble_closed_form
-from plimsoll.model.config_json import MAX_CONFIG_BYTES, parse_config
+from plimsoll.model.config_json import (
+    MAX_CONFIG_BYTES,
+    architecture_of,
+    blueprint_of,
+    parse_config,
+    read_fields,
+)
 from plimsoll.model.errors import FileUnreadable, FormatUnsupported, ModelNotFound
 from plimsoll.model.facts import ModelFacts
 from plimsoll.model.gguf_metadata import blueprint as gguf_blueprint
 from plimsoll.model.gguf_metadata import renamed
 from plimsoll.model.source import Source, read_whole
+from plimsoll.model.unnamed import blueprint_from
 
 CONFIG = "config.json"
 _PICKLES = (".bin", ".pt", ".pth")
@@ -68,8 +76,12 @@ def _read_gguf(source: Source, name: str) -> ModelFacts:
 
 def _read_safetensors(source: Source, names: tuple[str, ...], config: str) -> ModelFacts:
     raw_config = _config(source, config)
-    blueprint = parse_config(raw_config, config)
+    fields = read_fields(raw_config, config)
+    architecture = architecture_of(fields)
+    # A known family is held against its row before any header is fetched.
+    blueprint = blueprint_of(fields) if architecture in FAMILIES else None
     tensors, headers = safetensors.read_tensors(source, names)
+    blueprint = blueprint or blueprint_from(fields, tensors, architecture)
     return assemble(
         blueprint,
         tensors,

@@ -181,10 +181,13 @@ def _weight_terms(facts: ModelFacts, configuration: Configuration, layers: tuple
         size = held.outer_bytes(facts, tensor, [role], precision)
         if size:
             terms.append(Term(MemoryCategory.WEIGHTS, f"{role.value}: {_held(size, precision)}", size))
+    alike: dict[int, int] = {}
     for layer in layers_in(facts, layers):
         size = held.layer_bytes(facts, layer, tensor, precision)
-        formula = f"{layer.count} layers × {_held(size, precision)}"
-        terms.append(Term(MemoryCategory.WEIGHTS, formula, layer.count * size))
+        alike[size] = alike.get(size, 0) + layer.count
+    for size, count in alike.items():
+        formula = f"{count} layers × {_held(size, precision)}"
+        terms.append(Term(MemoryCategory.WEIGHTS, formula, count * size))
     return terms
 
 
@@ -211,7 +214,8 @@ def _layer_kv_terms(layer: LayerClass, configuration: Configuration, workload: W
     terms: list[Term] = []
     if layer.kv_heads:
         tokens = _pool_tokens(layer, configuration, workload)
-        kind = f" (window {layer.window})" if layer.window and configuration.bounded_windows else ""
+        held_in_full = "" if configuration.bounded_windows else ", kept in full"
+        kind = f" (window {layer.window}{held_in_full})" if layer.window else ""
         formula = f"{tokens} tokens{kind} × {layer.count} layers × {_cached_token(layer, tensor, precision)}"
         per_token = kv.layer_bytes_per_token(layer, precision, tensor) + layer.index_bytes
         terms.append(Term(MemoryCategory.KV_CACHE, formula, tokens * layer.count * per_token))
