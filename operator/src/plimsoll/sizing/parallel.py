@@ -10,8 +10,9 @@ load error there).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from fractions import Fraction
+from itertools import accumulate
 
 from plimsoll.model.facts import LayerClass, ModelFacts, Role, TensorGroup
 
@@ -56,20 +57,22 @@ def kv_heads_per_rank(layer: LayerClass, tensor: int) -> int:
     return max(1, layer.kv_heads // tensor) if layer.kv_heads else 0
 
 
-def rank_share(group: TensorGroup, facts: ModelFacts, layer: LayerClass | None, tensor: int) -> Fraction:
-    """The part of `group` that one rank holds (the fullest rank). `layer` is None for the model's outer
-    tensors."""
+def rank_share(
+    group: TensorGroup, facts: ModelFacts, layer: LayerClass | None, tensor: int
+) -> tuple[int, int]:
+    """The part of `group` that one rank holds (the fullest rank), as numerator and denominator. `layer` is
+    None for the model's outer tensors."""
     match group.role:
         case Role.NORM | Role.REPLICATED | Role.VISION | Role.MTP:
-            return Fraction(1)
+            return 1, 1
         case Role.EMBEDDING | Role.HEAD:
-            return Fraction(-(-facts.vocab // tensor), facts.vocab)
+            return -(-facts.vocab // tensor), facts.vocab
         case Role.ATTENTION_KV:
             assert layer is not None, "KV projections belong to a layer"
             # A layer that reuses the keys of another may still carry projections of its own.
-            return Fraction(max(1, layer.kv_heads // tensor), max(1, layer.kv_heads))
+            return max(1, layer.kv_heads // tensor), max(1, layer.kv_heads)
         case Role.ATTENTION_Q | Role.MLP | Role.EXPERT | Role.RECURRENT:
-            return Fraction(1, tensor)
+            return 1, tensor
 
 
 def split_stages(weights: Sequence[int], stages: int) -> tuple[tuple[int, int], ...]:
@@ -79,10 +82,13 @@ def split_stages(weights: Sequence[int], stages: int) -> tuple[tuple[int, int], 
     Returns (first, last) per stage, last exclusive. The least possible maximum is found by bisection over the
     greedy filling, which is optimal for contiguous pieces.
     """
-    low, high = max(weights), sum(weights)
+    ends = list(accumulate(weights))
+    largest, mean = max(weights), -(-ends[-1] // stages)
+    # Greedy filling never passes the mean by a whole layer.
+    low, high = max(largest, mean), mean + largest
     while low < high:
         middle = (low + high) // 2
-        if _pieces(weights, middle) <= stages:
+        if _pieces(ends, middle, stages) <= stages:
             high = middle
         else:
             low = middle + 1
@@ -100,10 +106,10 @@ def split_stages(weights: Sequence[int], stages: int) -> tuple[tuple[int, int], 
     return tuple(ranges)
 
 
-def _pieces(weights: Sequence[int], limit: int) -> int:
-    pieces, held = 1, 0
-    for weight in weights:
-        if held + weight > limit:
-            pieces, held = pieces + 1, 0
-        held += weight
+def _pieces(ends: Sequence[int], limit: int, most: int) -> int:
+    """Pieces that greedy filling needs, `most` + 1 when more; `ends` are the running sums."""
+    pieces, held = 0, 0
+    while held < ends[-1] and pieces <= most:
+        held = ends[bisect_right(ends, held + limit) - 1]
+        pieces += 1
     return pieces

@@ -71,9 +71,9 @@ def rank_bytes(
     precision: Precision | None,
 ) -> int:
     """Bytes of a group on the fullest rank, whole elements rounded up."""
-    share = rank_share(group, facts, layer, tensor)
+    held, of = rank_share(group, facts, layer, tensor)
     whole, width = (group.bytes, 1) if precision is None else (group.elements, precision.bytes)
-    return -(-whole * share.numerator // share.denominator) * width
+    return -(-whole * held // of) * width
 
 
 def layer_bytes(facts: ModelFacts, layer: LayerClass, tensor: int, precision: Precision | None) -> int:

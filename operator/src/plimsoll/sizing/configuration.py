@@ -1,0 +1,55 @@
+"""What is asked (a workload), how it is run (a configuration), and one line of the answer (a term)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from plimsoll.sizing.kv_cache import BLOCK_TOKENS
+from plimsoll_worker.launch import Device, MemoryCategory, Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What must fit at the same time."""
+
+    max_context_tokens: int
+    """Longest sequence, prompt and answer together."""
+    max_sequences: int
+    """Sequences in flight."""
+    max_batched_tokens: int
+    """Most tokens of one forward pass: the prefill chunk."""
+    kv_tokens: int | None = None
+    """Tokens the KV pool holds over all sequences; None: every sequence at full length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """How the engine runs the model."""
+
+    device: Device
+    weights: Precision
+    kv_cache: Precision
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    stored: bool = False
+    """Weights stay as a quantized checkpoint holds them; `weights` is then the precision of everything
+    else."""
+    kv_block_tokens: int = BLOCK_TOKENS
+    bounded_windows: bool = False
+    """Whether the engine drops keys and values that have left a sliding window. Engine 0.1.0 masks and keeps
+    them."""
+
+    @property
+    def widened(self) -> Precision | None:
+        """The precision that weights are widened to; None: as stored."""
+        return None if self.stored else self.weights
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of a category, as a person would check it."""
+
+    category: MemoryCategory
+    formula: str
+    """With the numbers put in."""
+    bytes: int

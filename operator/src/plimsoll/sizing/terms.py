@@ -1,0 +1,205 @@
+"""The terms of one rank: weights, KV cache, activations and overheads of the layers that a stage holds.
+
+What does not depend on the stage (a layer's bytes, the activations of the widest layer) is computed once for
+all stages: planning asks for thousands of footprints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+from plimsoll.model.facts import LayerClass, ModelFacts, Role
+from plimsoll.sizing import kv_cache as kv
+from plimsoll.sizing import weights as held
+from plimsoll.sizing.activations import layer_peak, logits_peak
+from plimsoll.sizing.configuration import Configuration, Term, Workload
+from plimsoll.sizing.parallel import kv_heads_per_rank
+from plimsoll.sizing.runtime import RuntimeConstants
+from plimsoll_worker.launch import MemoryCategory, Precision
+
+
+class RankTerms:
+    """What the fullest rank holds of any range of layers."""
+
+    def __init__(
+        self,
+        facts: ModelFacts,
+        configuration: Configuration,
+        workload: Workload,
+        constants: RuntimeConstants,
+    ) -> None:
+        self.facts = facts
+        self.configuration = configuration
+        self._workload = workload
+        self._constants = constants
+        self._known: dict[tuple[bool, bool, tuple[tuple[int, int], ...]], tuple[Term, ...]] = {}
+
+    def terms(self, layers: tuple[int, int]) -> tuple[Term, ...]:
+        """Every term of the layers from first (inclusive) to last (exclusive). Stages of the same layers
+        share them."""
+        first, last = layers[0] == 0, layers[1] == self.facts.layer_count
+        key = (first, last, tuple(self._inside(layers)))
+        if key not in self._known:
+            self._known[key] = tuple(self._summands(layers, first=first, last=last))
+        return self._known[key]
+
+    def _summands(self, layers: tuple[int, int], *, first: bool, last: bool) -> Iterator[Term]:
+        weights = list(self._weights(layers, first=first, last=last))
+        activations = [self._layer_activations, *([self._logits] if last else [])]
+        yield from weights
+        yield from self._cache(layers)
+        yield from activations
+        loaded, alive = (sum(term.bytes for term in terms) for terms in (weights, activations))
+        yield from self._overheads(loaded, alive)
+
+    def layer_costs(self) -> list[int]:
+        """Bytes of weights and cache of each layer, what only the first and the last stage hold counted into
+        the first and last layer."""
+        costs: list[int] = []
+        for layer, loaded in zip(self.facts.layers, self._loaded, strict=True):
+            cached = sum(size for _, size in self._layer_cache(layer))
+            costs += [loaded + cached] * layer.count
+        costs[0] += sum(size for _, size in self._outer(first=True, last=False))
+        costs[-1] += sum(size for _, size in self._outer(first=False, last=True))
+        costs[-1] += self._logits.bytes
+        return costs
+
+    @cached_property
+    def _loaded(self) -> tuple[int, ...]:
+        """Bytes of one layer of each class."""
+        tensor, precision = self.configuration.tensor_parallel, self.configuration.widened
+        return tuple(held.layer_bytes(self.facts, layer, tensor, precision) for layer in self.facts.layers)
+
+    def _inside(self, layers: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        """(index, count) of the layer classes in a range."""
+        start = 0
+        for index, layer in enumerate(self.facts.layers):
+            count = min(start + layer.count, layers[1]) - max(start, layers[0])
+            if count > 0:
+                yield index, count
+            start += layer.count
+
+    def _outer(self, *, first: bool, last: bool) -> Iterator[tuple[Role, int]]:
+        tensor, precision = self.configuration.tensor_parallel, self.configuration.widened
+        for role in held.outer_roles(self.facts, first=first, last=last):
+            yield role, held.outer_bytes(self.facts, tensor, [role], precision)
+
+    def _weights(self, layers: tuple[int, int], *, first: bool, last: bool) -> Iterator[Term]:
+        precision = self.configuration.widened
+        for role, size in self._outer(first=first, last=last):
+            if size:
+                yield Term(MemoryCategory.WEIGHTS, f"{role.value}: {_held(size, precision)}", size)
+        alike: dict[int, int] = {}
+        for index, count in self._inside(layers):
+            size = self._loaded[index]
+            alike[size] = alike.get(size, 0) + count
+        for size, count in alike.items():
+            formula = f"{count} layers × {_held(size, precision)}"
+            yield Term(MemoryCategory.WEIGHTS, formula, count * size)
+
+    def _cache(self, layers: tuple[int, int]) -> Iterator[Term]:
+        """Layers that cache alike are one term, however different their weights."""
+        alike: dict[tuple[str, int], int] = {}
+        for index, count in self._inside(layers):
+            for told in self._cached[index]:
+                alike[told] = alike.get(told, 0) + count
+        for (formula, size), count in alike.items():
+            yield Term(MemoryCategory.KV_CACHE, formula.format(layers=count), count * size)
+
+    @cached_property
+    def _cached(self) -> tuple[tuple[tuple[str, int], ...], ...]:
+        return tuple(tuple(self._layer_cache(layer)) for layer in self.facts.layers)
+
+    def _layer_cache(self, layer: LayerClass) -> Iterator[tuple[str, int]]:
+        """(formula with a place for the number of layers, bytes) of what one layer caches."""
+        tensor, precision = self.configuration.tensor_parallel, self.configuration.kv_cache
+        if layer.kv_heads:
+            tokens = self._pool_tokens(layer)
+            held_in_full = "" if self.configuration.bounded_windows else ", kept in full"
+            kind = f" (window {layer.window}{held_in_full})" if layer.window else ""
+            per_token = kv.layer_bytes_per_token(layer, precision, tensor) + layer.index_bytes
+            told = _cached_token(layer, tensor, precision)
+            yield f"{tokens} tokens{kind} × {{layers}} layers × {told}", tokens * per_token
+        for state in layer.states:
+            elements, width = -(-state.elements // tensor), kv.state_width(state, self.configuration.weights)
+            sequences = self._workload.max_sequences
+            told = f"{sequences} sequences × {{layers}} layers × {elements} state × {width} B"
+            yield told, sequences * elements * width
+
+    def _pool_tokens(self, layer: LayerClass) -> int:
+        block, workload = self.configuration.kv_block_tokens, self._workload
+        pool = kv.pool_tokens(
+            context=workload.max_context_tokens,
+            sequences=workload.max_sequences,
+            kv_tokens=workload.kv_tokens,
+            block=block,
+        )
+        if layer.window is None or not self.configuration.bounded_windows:
+            return pool
+        return kv.window_tokens(
+            window=layer.window,
+            sequences=workload.max_sequences,
+            batched_tokens=workload.max_batched_tokens,
+            pool=pool,
+            block=block,
+        )
+
+    @cached_property
+    def _layer_activations(self) -> Term:
+        size, formula = layer_peak(
+            self.facts,
+            tokens=self._workload.max_batched_tokens,
+            context=self._workload.max_context_tokens,
+            precision=self.configuration.weights,
+            tensor=self.configuration.tensor_parallel,
+        )
+        return Term(MemoryCategory.ACTIVATIONS, f"layer: {formula}", size)
+
+    @cached_property
+    def _logits(self) -> Term:
+        size, formula = logits_peak(
+            self.facts, rows=self._workload.max_sequences, precision=self.configuration.weights
+        )
+        return Term(MemoryCategory.ACTIVATIONS, f"logits: {formula}", size)
+
+    def _overheads(self, loaded: int, activations: int) -> Iterator[Term]:
+        constants = self._constants
+        tensor, pipeline = self.configuration.tensor_parallel, self.configuration.pipeline_parallel
+        slack = (
+            loaded * constants.weight_slack_permille // 1000
+            + activations * constants.activation_slack_percent // 100
+        )
+        told = (
+            f"{constants.weight_slack_permille} ‰ of weights"
+            f" + {constants.activation_slack_percent} % of activations"
+        )
+        for category, formula, size in (
+            (MemoryCategory.CUDA_GRAPHS, "none captured", constants.cuda_graphs),
+            (
+                MemoryCategory.COMMUNICATION,
+                f"collectives of TP {tensor}, PP {pipeline}",
+                constants.communication(tensor, pipeline),
+            ),
+            (
+                MemoryCategory.RUNTIME,
+                "context and libraries, measured",
+                constants.context + constants.libraries,
+            ),
+            (MemoryCategory.FRAGMENTATION, told, slack),
+        ):
+            if size:
+                yield Term(category, formula, size)
+
+
+def _held(size: int, precision: Precision | None) -> str:
+    return f"{size} B as stored" if precision is None else f"{size // precision.bytes} × {precision.bytes} B"
+
+
+def _cached_token(layer: LayerClass, tensor: int, precision: Precision) -> str:
+    if not layer.value_dim:
+        told = f"{layer.key_dim} latent × {precision.bytes} B"
+    else:
+        heads = kv_heads_per_rank(layer, tensor)
+        told = f"{heads} KV heads × ({layer.key_dim} + {layer.value_dim}) × {precision.bytes} B"
+    return f"({told} + {layer.index_bytes} B of the indexer)" if layer.index_bytes else told
