@@ -146,7 +146,7 @@ class Scene:
         stream = api.completions.create(model=name, prompt=PROMPT, max_tokens=12, temperature=0, stream=True)
         return "".join(chunk.choices[0].text for chunk in stream if chunk.choices)
 
-    def delete_and_expect_nothing(self, name: str) -> None:
+    def delete_and_expect_nothing(self, name: str, seconds: float = 90) -> None:
         self.resources.delete_namespaced_custom_object(
             GROUP, VERSION, self.namespace, PLURAL, name, propagation_policy="Background"
         )
@@ -158,7 +158,7 @@ class Scene:
             revisions = apps.list_namespaced_controller_revision(self.namespace).items
             return [found.metadata.name for found in (*pods, *services, *revisions)]
 
-        self._wait_for(lambda: not left(), 90, "nothing of it is left", left)
+        self._wait_for(lambda: not left(), seconds, "nothing of it is left", left)
 
 
 @pytest.fixture(scope="module")
@@ -377,3 +377,17 @@ def test_a_kill_while_the_worker_loads_and_when_it_is_ready_disturbs_no_pod(
     assert len(scene.census.workers) == 1
     check_promises(kube)
     scene.delete_and_expect_nothing(name)
+
+
+def test_a_worker_deleted_while_it_starts_is_gone_at_once(
+    scene: Scene, operators: Callable[..., OperatorProcess]
+) -> None:
+    operators()
+    name = scene.apply("smollm2-pvc.yaml")
+
+    def started() -> bool:
+        statuses = [status for pod in scene.workers(name) for status in pod.status.container_statuses or []]
+        return any(status.state.running for status in statuses)
+
+    scene.wait(started, "the worker's process runs", name, 90)
+    scene.delete_and_expect_nothing(name, seconds=30)

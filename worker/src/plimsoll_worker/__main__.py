@@ -3,15 +3,21 @@ its reason."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import traceback
 from pathlib import Path
 
-from plimsoll_worker import environment
-from plimsoll_worker.errors import WorkerError, exit_reason
-from plimsoll_worker.launch import Launch, LaunchError, StartupStage
-from plimsoll_worker.progress import Startup, say
-from plimsoll_worker.settings import Settings, termination_log
+# Process 1 of a container ignores signals it has no handler for (pid_namespaces(7)): a pod deleted while
+# torch is imported would hold its GPU until SIGKILL. So the first handler comes before the imports.
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+from plimsoll_worker import environment  # noqa: E402
+from plimsoll_worker.errors import WorkerError, exit_reason  # noqa: E402
+from plimsoll_worker.launch import Launch, LaunchError, StartupStage  # noqa: E402
+from plimsoll_worker.progress import Startup, say  # noqa: E402
+from plimsoll_worker.settings import Settings, termination_log  # noqa: E402
 
 
 def main() -> int:
