@@ -23,11 +23,12 @@ from tests.unit.planning.builders import (
 from plimsoll.inventory.capacity import free_by_node, shortages, subtract
 from plimsoll.inventory.gpu_class import GPUClass
 from plimsoll.inventory.labels import gpu_classes
+from plimsoll.inventory.quantity import at_least
 from plimsoll.inventory.views import NodeView, Resources, VolumeView
 from plimsoll.planning.candidates import configuration, precision
 from plimsoll.planning.eligibility import Eligibility
 from plimsoll.planning.options import workload
-from plimsoll.planning.placement import slot_loss
+from plimsoll.planning.placement import newly_stranded, slot_loss
 from plimsoll.planning.plan import plan
 from plimsoll.planning.snapshot import Snapshot
 from plimsoll.sizing.footprint import footprint
@@ -49,7 +50,7 @@ def clusters(draw: st.DrawFn) -> Snapshot:
             f"n{index}",
             draw(st.sampled_from([H100, L4, L4, T4])),
             draw(st.sampled_from([1, 2, 4, 8])),
-            cpu=draw(st.sampled_from(["3", "6", "96"])),
+            cpu=draw(st.sampled_from(["3", "6", "14", "40", "96"])),
             memory=draw(st.sampled_from(["16Gi", "1024Gi"])),
             taints=[GPU_TAINT, TEAM] if draw(st.integers(0, 4)) == 0 else [GPU_TAINT],
             cordoned=draw(st.integers(0, 9)) == 0,
@@ -79,6 +80,7 @@ def clusters(draw: st.DrawFn) -> Snapshot:
         replicas=draw(st.integers(1, 5)),
         quantization={"weights": draw(st.sampled_from(["Native", "FP32"]))},
         placement=placement,
+        podTemplate={"resources": {"cpu": draw(st.sampled_from([None, "10"]))}},
         volume=draw(st.sampled_from([None, None, volume])),
         excluded=frozenset(draw(st.lists(st.sampled_from(names), max_size=1))),
     )
@@ -121,7 +123,7 @@ def asks_for(world: Snapshot, tensor: int, resource: str) -> Resources:
     config = configuration(Device.GPU, precision(asked.spec, asked.facts), tensor)
     sized = footprint(asked.facts, config, workload(asked.spec, asked.facts))
     return Resources(
-        cpu_millis=cpu_request(sized),
+        cpu_millis=at_least(asked.spec.pod_template.resources.cpu or "0", 1000) or cpu_request(sized),
         memory_bytes=host_memory(asked.facts, sized),
         ephemeral_bytes=ephemeral_storage(asked.facts, fetches=True),
         pods=1,
@@ -143,7 +145,9 @@ def reference(world: Snapshot) -> Choice | None:
 
             def order(name: str) -> tuple[object, ...]:
                 there = free[name].extended[gpu.resource_name]  # noqa: B023
-                return slot_loss(there, tensor), there, name  # noqa: B023
+                cpu = free[name].cpu_millis  # noqa: B023
+                stranded = newly_stranded(there, cpu, tensor, requests.cpu_millis)  # noqa: B023
+                return slot_loss(there, tensor), there, stranded, cpu, name  # noqa: B023
 
             chosen = min(able, key=order)
             free[chosen] = subtract(free[chosen], requests)

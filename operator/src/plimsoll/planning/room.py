@@ -15,42 +15,45 @@ from plimsoll.inventory.capacity import NOTHING, Shortage, add, amounts, held_on
 from plimsoll.inventory.views import NodeView, PodView, Resources
 from plimsoll.planning.supply import Pool
 
+Entry = tuple[int, int, str]
+"""Level, free millicores, node."""
+LOWEST = -(1 << 62)
+"""Less CPU than any node can be short of: a bound to search by."""
+
 
 class Shelf:
-    """The nodes of a pool by one free amount, the level; nodes of a level by name."""
+    """The nodes of a pool by one free amount, the level; nodes of a level by free CPU, then by name."""
 
-    def __init__(self, levels: Iterable[tuple[int, str]]) -> None:
-        self._entries = sorted(levels)
-        self.free = sum(level for level, _ in self._entries if level > 0)
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._entries = sorted(entries)
+        self.free = sum(entry[0] for entry in self._entries if entry[0] > 0)
         """Over all nodes; what a node is short of is not owed by the others."""
 
     def levels(self, least: int) -> list[int]:
         """The levels there are, from `least` on."""
         found: list[int] = []
-        entries, at = self._entries, bisect_left(self._entries, (least, ""))
+        entries, at = self._entries, bisect_left(self._entries, (least, LOWEST, ""))
         while at < len(entries):
             found.append(entries[at][0])
-            at = bisect_left(entries, (found[-1] + 1, ""))
+            at = bisect_left(entries, (found[-1] + 1, LOWEST, ""))
         return found
 
-    def at(self, level: int) -> list[str]:
-        low = bisect_left(self._entries, (level, ""))
-        return [name for _, name in self._entries[low : bisect_left(self._entries, (level + 1, ""))]]
+    def at(self, level: int) -> list[Entry]:
+        low = bisect_left(self._entries, (level, LOWEST, ""))
+        return self._entries[low : bisect_left(self._entries, (level + 1, LOWEST, ""))]
 
-    def upwards(self, least: int) -> Iterator[tuple[int, str]]:
-        """(level, node) from `least` on. The shelf must not change meanwhile."""
-        return iter(self._entries[bisect_left(self._entries, (least, "")) :])
+    def upwards(self, least: int) -> Iterator[Entry]:
+        """From the level `least` on. The shelf must not change meanwhile."""
+        return iter(self._entries[bisect_left(self._entries, (least, LOWEST, "")) :])
 
     def slots(self, size: int) -> int:
         """GPUs that stand together in free slots of `size`."""
-        return sum(level // size * size for level, _ in self._entries if level > 0)
+        return sum(entry[0] // size * size for entry in self._entries if entry[0] > 0)
 
-    def move(self, name: str, before: int, after: int) -> None:
-        if before == after:
-            return
-        del self._entries[bisect_left(self._entries, (before, name))]
-        insort(self._entries, (after, name))
-        self.free += max(0, after) - max(0, before)
+    def move(self, before: Entry, after: Entry) -> None:
+        del self._entries[bisect_left(self._entries, before)]
+        insort(self._entries, after)
+        self.free += max(0, after[0]) - max(0, before[0])
 
 
 class Room:
@@ -93,25 +96,31 @@ class Room:
         before = self.free(name)
         after = self._free[name] = change(before, requested)
         for resource, shelf in self._stands_on.get(name, ()):
-            shelf.move(name, _level(before, resource), _level(after, resource))
+            shelf.move(_entry(name, before, resource), _entry(name, after, resource))
 
     def shelf(self, pool: Pool) -> Shelf:
         """The pool's nodes by free GPUs; by free memory for pools of deployments on CPU."""
         if pool not in self._shelves:
             resource = pool.resource
-            shelf = Shelf((self._level(node, resource), node.name) for node in pool.nodes)
+            shelf = Shelf(self._entry(node, resource) for node in pool.nodes)
             for node in pool.nodes:
                 self._stands_on.setdefault(node.name, []).append((resource, shelf))
             self._shelves[pool] = shelf
         return self._shelves[pool]
 
-    def _level(self, node: NodeView, resource: str) -> int:
+    def _entry(self, node: NodeView, resource: str) -> Entry:
+        """The same as of `free`, for thousands of nodes that nobody looks at any further."""
         if node.name in self._free:
-            return _level(self._free[node.name], resource)
-        level = _level(node.allocatable, resource)
+            return _entry(node.name, self._free[node.name], resource)
+        level, cpu = _level(node.allocatable, resource), node.allocatable.cpu_millis
         for held in self._held.get(node.name, ()):
             level -= _level(held, resource)
-        return level
+            cpu -= held.cpu_millis
+        return level, cpu, node.name
+
+
+def _entry(name: str, free: Resources, resource: str) -> Entry:
+    return _level(free, resource), free.cpu_millis, name
 
 
 def _level(amount: Resources, resource: str) -> int:
