@@ -6,9 +6,12 @@ from dataclasses import replace
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tests.unit.model.published import config_of, rows
 from tests.unit.sizing.shapes import facts_of
 
-from plimsoll.model.facts import ModelFacts
+from plimsoll.model.assemble import assemble_closed_form
+from plimsoll.model.config_json import parse_config
+from plimsoll.model.facts import ModelFacts, Role
 from plimsoll.sizing.footprint import Configuration, Workload, footprint
 from plimsoll.sizing.parallel import ParallelRefused, check_parallel, split_stages
 from plimsoll.sizing.weights import loaded_bytes
@@ -25,8 +28,17 @@ workloads = st.builds(
 )
 
 
+PUBLISHED = {
+    name: assemble_closed_form(parse_config(config_of(row)), where=name, revision="")
+    for name, row in rows().items()
+}
+
+
 @st.composite
 def models(draw: st.DrawFn) -> ModelFacts:
+    """Dense models of any shape, and the published ones: mixtures, latents, windows, recurrent layers."""
+    if draw(st.booleans()):
+        return PUBLISHED[draw(st.sampled_from(sorted(PUBLISHED)))]
     kv_heads = draw(st.sampled_from([1, 2, 3, 4, 8]))
     return facts_of(
         model_type=draw(st.sampled_from(["llama", "mistral", "qwen3"])),
@@ -84,7 +96,9 @@ def test_the_ranks_together_hold_the_model_and_little_more(
     # embedding.
     assert whole <= sharded
     if configuration.tensor_parallel == 1:
-        embedding = facts.vocab * facts.hidden * configuration.weights.bytes
+        embedding = configuration.weights.bytes * sum(
+            group.elements for group in facts.outer if group.role is Role.EMBEDDING
+        )
         assert sharded - whole == (embedding if facts.tied and configuration.pipeline_parallel > 1 else 0)
 
 

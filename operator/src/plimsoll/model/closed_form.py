@@ -86,7 +86,7 @@ class ClosedForm:
         elements: Counter[Key] = Counter()
         sizes: Counter[Key] = Counter()
         for tensor in tensors:
-            if not _present(tensor):
+            if not _present(tensor) or not tensor.elements:
                 continue
             parts = list(self._stored(tensor, prefix))
             size = sum(part.bytes for part in parts)

@@ -85,7 +85,7 @@ class TensorGroup(Frozen):
 class State(Frozen):
     """What a recurrent layer keeps of a sequence, however long it is."""
 
-    elements: Annotated[int, Field(ge=1)]
+    elements: Annotated[int, Field(ge=0)]
     """Divided over the ranks like the heads that own it."""
     dtype: str = ""
     """F32, F16 or BF16 where the model fixes it; empty: the precision that the engine computes in."""

@@ -12,6 +12,7 @@ from plimsoll.model.errors import ArchitectureUnsupported, FileUnreadable
 MAX_WIDTH = 2**31
 MAX_LAYERS = 1000
 MAX_EXPERTS = 65_536
+MAX_HEADS = 65_536
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from plimsoll.model.blueprint import Mixer, Tensor
 from plimsoll.model.errors import FileUnreadable
 from plimsoll.model.facts import Role
-from plimsoll.model.fields import Fields
+from plimsoll.model.fields import MAX_HEADS, Fields
 
 INDEXER_SCALE_BYTES = 4
 """vLLM keeps an indexer's key in FP8 with one FP32 scale (`sparse_attn_indexer`)."""
@@ -31,8 +31,8 @@ def norm(name: str, width: int, *, bias: bool = False) -> tuple[Tensor, ...]:
 
 def heads_of(f: Fields) -> tuple[int, int]:
     """Query and KV heads. Raises FileUnreadable when they do not group."""
-    heads = f.size("num_attention_heads")
-    kv_heads = f.size("num_key_value_heads", default=heads)
+    heads = f.size("num_attention_heads", most=MAX_HEADS)
+    kv_heads = f.size("num_key_value_heads", default=heads, most=MAX_HEADS)
     if heads % kv_heads:
         raise FileUnreadable(
             f"{f.name}: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
