@@ -25,7 +25,7 @@ STEPS = 60
 """Subgradient steps; prices change little after that on instances of up to 1,000 deployments."""
 SHRINK = 0.97
 FIRST_STEP = 1.5
-BUDGET = 60_000
+BUDGET = 200_000
 """Moves looked at for one draft. A bound on time that does not depend on the machine, so that equal snapshots
 give equal plans."""
 ADMISSION = 4.0

@@ -193,7 +193,9 @@ class _Search:
 
 def finished(plan: PlanStatus, request: DeploymentRequest, placements: Sequence[PlanPlacement]) -> PlanStatus:
     """The plan with its placements and its one-line summary; the very same plan when it says so already."""
-    ordered = sorted(placements, key=lambda placement: (placement.replica, placement.stage))
+    ordered = list(placements)
+    if len(ordered) > 1:
+        ordered.sort(key=lambda placement: (placement.replica, placement.stage))
     if plan.placements == ordered and plan.revision == request.revision and plan.summary:
         return plan
     return plan.model_copy(

@@ -65,6 +65,10 @@ def _keep_replica(
     held: list[Held] = []
     for placement in placements:
         entry = _held(request, placement, own)
+        if entry.running and len(entry.pods) == 1 and placement.node in supply.by_name:
+            # Its one pod runs: the room counts it already, as it counts the placement.
+            held.append(entry)
+            continue
         counted = total(pod.requests for pod in entry.pods)
         room.give_back(placement.node, counted)
         node = supply.by_name.get(placement.node)
