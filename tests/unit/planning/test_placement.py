@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.unit.planning.builders import WIDE, decide_one, gpu_node, llama, places, pod, request
 
-from plimsoll.planning.placement import slot_loss
+from plimsoll.planning.placement import newly_stranded, slot_loss
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,33 @@ def test_a_pair_takes_the_pair_that_is_left() -> None:
     assert decision.plan is not None
     assert decision.plan.tensor_parallel == 2
     assert places(decision) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("free", "cpu", "gpus", "millis", "quarters"),
+    [
+        (8, 48_000, 1, 6_000, 0),
+        (8, 48_000, 1, 12_000, 4),
+        (8, 96_000, 1, 12_000, 0),
+        (8, 24_000, 1, 1_500, 0),
+        (2, 12_000, 1, 9_000, 2),
+    ],
+    ids=[
+        "its own share",
+        "a second GPU's share",
+        "cores to spare",
+        "cores short before",
+        "half a share more",
+    ],
+)
+def test_a_gpu_without_cores_beside_it_counts_as_lost(
+    free: int, cpu: int, gpus: int, millis: int, quarters: int
+) -> None:
+    assert newly_stranded(free, cpu, gpus, millis) == quarters
+
+
+def test_of_equal_nodes_a_pod_of_many_cores_goes_where_it_strands_no_gpu() -> None:
+    nodes = [gpu_node("a", cpu="48"), gpu_node("b", cpu="64")]
+    cores = {"resources": {"cpu": "12"}}
+    assert places(decide_one(nodes, request(podTemplate=cores))) == ["b"]
+    assert places(decide_one(nodes, request())) == ["a"]
