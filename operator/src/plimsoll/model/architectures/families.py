@@ -346,6 +346,7 @@ FAMILIES: dict[str, Decoder] = {
             Experts(
                 prefix="block_sparse_moe", count="num_local_experts", width="intermediate_size",
                 projections=("w1", "w3", "w2"), correction_bias="e_score_correction_bias",
+                router_dtype="F32",
             ).feed_forward
         ),
         defaults={"head_dim": 128, "num_key_value_heads": 8},

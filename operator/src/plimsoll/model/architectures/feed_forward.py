@@ -49,6 +49,8 @@ class Experts:
     projections: tuple[str, ...] = GATED
     """Names of the matrices of one expert; the last one leads back to the hidden width."""
     router: str = "gate"
+    router_dtype: str = ""
+    """Stored type of the router where it is not that of the checkpoint."""
     correction_bias: str = ""
     """A buffer beside the router, by its name under the prefix."""
     shared_count: str = ""
@@ -65,7 +67,7 @@ class Experts:
         count, width = f.size(self.count, most=MAX_EXPERTS), f.size(self.width)
         hidden, name = f.hidden, self.prefix
         tensors: tuple[Tensor, ...] = (
-            Tensor(f"{name}.{self.router}.weight", Role.REPLICATED, (count, hidden)),
+            Tensor(f"{name}.{self.router}.weight", Role.REPLICATED, (count, hidden), dtype=self.router_dtype),
         )
         if self.correction_bias:
             tensors += (
