@@ -75,6 +75,10 @@ WELL_KNOWN: Mapping[str, Mapping[str, Any]] = {
     "01-ai/Yi-34B": _model(
         "llama", 60, 7168, 56, 8, 20480, 64000, max_position_embeddings=4096, rope_theta=5000000.0
     ),
+    "openai/gpt-oss-20b": _model(
+        "gpt_oss", 24, 2880, 64, 8, 2880, 201088, head_dim=64, num_local_experts=32, num_experts_per_tok=4,
+        sliding_window=128, max_position_embeddings=131072, quantization_config={"quant_method": "mxfp4"},
+    ),
 }  # fmt: skip
 
 
