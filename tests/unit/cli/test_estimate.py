@@ -13,6 +13,7 @@ import yaml
 from dev.hub.repository import Access
 from dev.hub.server import TOKEN, serve
 from dev.hub.well_known import WELL_KNOWN, well_known
+from tests.unit.model.published import config_of, rows
 
 from plimsoll.cli.main import main
 
@@ -188,6 +189,44 @@ def test_a_hub_repository_is_estimated_by_its_headers(run: Run, monkeypatch: pyt
         answer = run("estimate", source, "--tensor-parallel", "8", "--pipeline-parallel", "2", "-o", "json")
         assert answer.data["model"]["checkpointBytes"] == 811_706_777_600
         assert len(answer.data["perGPU"]) == 16
+
+
+def test_a_quantized_repository_is_counted_as_stored_and_said_not_to_run(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve([well_known("openai/gpt-oss-20b")]) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        stored = run("estimate", "hf://openai/gpt-oss-20b", "-o", "json").data
+        widened = run("estimate", "hf://openai/gpt-oss-20b", "--weights", "BF16", "-o", "json").data
+    model = stored["model"]
+    assert model["checkpointBytes"] == model["loadedBytes"] == 13_761_264_768
+    assert (model["kvBytesPerToken"], model["kvBytesPerSequence"]) == (24_576, 128 * 24_576)
+    assert any("loads no quantized checkpoint" in note for note in stored["warnings"])
+    assert any("does not run gpt_oss" in note for note in stored["warnings"])
+    assert widened["model"]["loadedBytes"] == 2 * model["parameters"]
+
+
+def test_what_stays_in_the_files_is_told(run: Run, tmp_path: Path) -> None:
+    published = rows()
+    for name, words in (
+        ("google/gemma-3-4b-it", "vision tower"),
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", "further tokens (MTP)"),
+    ):
+        (tmp_path / "config.json").write_bytes(config_of(published[name]))
+        answer = run("estimate", str(tmp_path / "config.json"), "-o", "json").data
+        assert answer["model"]["loadedBytes"] == 2 * int(published[name]["params_loaded_text"])
+        assert any(words in note for note in answer["warnings"])
+
+
+def test_a_latent_is_whole_on_every_rank(run: Run, tmp_path: Path) -> None:
+    row = next(row for name, row in rows().items() if name.startswith("deepseek-ai/DeepSeek-V3"))
+    (tmp_path / "config.json").write_bytes(config_of(row))
+    answers = [
+        run("estimate", str(tmp_path / "config.json"), "--tensor-parallel", tensor, "-o", "json").data
+        for tensor in ("1", "8")
+    ]
+    caches = {answer["perGPU"][0]["bytes"]["kvCache"] for answer in answers}
+    assert caches == {8 * 8192 * 70_272}
 
 
 def test_the_version_is_told(run: Run) -> None:
