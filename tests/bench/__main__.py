@@ -99,6 +99,10 @@ def _speed(console: Console, found: Figures) -> None:
             last=row is found["rows"][-1],
         )
 
+    for mixed in found["mixedModels"]:
+        told = f"{mixed['newDeployments']} new of many models on {mixed['nodes']} nodes of many kinds"
+        console.print(f"{told}: {_both(mixed, 'Median')}")
+
 
 def _both(taken: Mapping[str, float], which: str) -> str:
     return f"{taken[f'wall{which}Milliseconds']} / {taken[f'process{which}Milliseconds']}"

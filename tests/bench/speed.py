@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import replace
 
+from tests.bench.instances import instance
 from tests.unit.planning.builders import H100, L4, T4, gpu_node, llama, pod, request, snapshot
 
 from plimsoll.planning.plan import plan, worker_requests
@@ -24,6 +25,8 @@ SEED = 7
 ROUNDS = 100
 SIZES = (100, 1000, 5000, 10_000)
 MODEL = llama(8)
+MIXED = 1000
+"""New deployments of many models on many kinds of GPU, which have more to decide together."""
 
 
 def empty(nodes: int) -> Snapshot:
@@ -83,9 +86,20 @@ def measure(nodes: int, rounds: int = ROUNDS) -> dict[str, object]:
 def run(sizes: tuple[int, ...] = SIZES, rounds: int = ROUNDS) -> dict[str, object]:
     started = time.perf_counter()
     rows = [measure(nodes, rounds) for nodes in sizes]
+    mixed = [
+        {"nodes": nodes, "newDeployments": MIXED, **timed(instance(SEED, nodes, MIXED), 3)}
+        for nodes in (1000, 5000)
+    ]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     seconds = round(time.perf_counter() - started)
-    return {"seed": SEED, "rounds": rounds, "rows": rows, "peakMemoryMiB": peak, "seconds": seconds}
+    return {
+        "seed": SEED,
+        "rounds": rounds,
+        "rows": rows,
+        "mixedModels": mixed,
+        "peakMemoryMiB": peak,
+        "seconds": seconds,
+    }
 
 
 if __name__ == "__main__":
