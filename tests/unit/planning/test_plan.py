@@ -423,6 +423,14 @@ REJECTIONS: dict[str, tuple[list[NodeView], list[PodView], dict[str, Any], Capab
         "EngineUnsupported",
         ["runs the architectures llama, mistral", "this model is qwen3"],
     ),
+    "a quantized checkpoint": (
+        [gpu_node("h")],
+        [],
+        {"facts": llama(8).model_copy(update={"quantization": "gptq"})},
+        CAPABILITIES,
+        "EngineUnsupported",
+        ["engine 0.1.0 loads no gptq checkpoint", "name the unquantized one in spec.model"],
+    ),
     "a context longer than the model's": (
         [gpu_node("h")],
         [],
