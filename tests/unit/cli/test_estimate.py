@@ -122,6 +122,28 @@ def test_what_would_surprise_later_is_said(
     assert words in warning
 
 
+def test_quantizing_on_load_is_sized_and_said_not_to_run_yet(run: Run, config: Callable[..., str]) -> None:
+    source = config()
+    arguments = ["estimate", source, "--weights", "INT8", "--kv-cache", "FP8"]
+    data = run(*arguments, "-o", "json").data
+    assert data["model"]["loadedBytes"] == data["perGPU"][0]["bytes"]["weights"] == 9_083_953_152
+    assert data["model"]["kvBytesPerToken"] == 65_536
+    assert data["warnings"] == [
+        "engine 0.1.0 does not run weights in INT8 yet, only in BF16, FP16, FP32",
+        "engine 0.1.0 does not run a KV cache in FP8 yet, only in BF16, FP16, FP32",
+        "INT8 rounds the matrices of the layers; everything else is kept in BF16",
+    ]
+    table = " ".join(run(*arguments).out.split())
+    assert "weights INT8, the rest BF16, KV cache FP8" in table
+    assert "engine 0.1.0 does not run weights in INT8 yet" in table
+
+
+def test_native_is_what_is_taken_when_nothing_is_asked(run: Run, config: Callable[..., str]) -> None:
+    source = config()
+    asked = run("estimate", source, "--weights", "Native", "--kv-cache", "Native", "-o", "json").data
+    assert asked == run("estimate", source, "-o", "json").data
+
+
 def test_a_sliding_window_is_told_per_sequence(run: Run, config: Callable[..., str]) -> None:
     source = config("mistralai/Mistral-7B-Instruct-v0.3", sliding_window=4096)
     data = run("estimate", source, "-o", "json").data
@@ -159,10 +181,15 @@ REFUSED = {
     "unknown GPU": (["{config}", "--gpu", "Voodoo2"], 2, "'Voodoo2' is no product"),
     "bad bytes": (["{config}", "--gpu", "24Gib"], 2, "is not a quantity"),
     "no bytes": (["{config}", "--gpu", "0"], 2, "less than one byte"),
-    "a precision that is not kept": (["{config}", "--weights", "INT4"], 2, "INT4"),
+    "a precision that is not kept": (["{config}", "--weights", "INT3"], 2, "INT3"),
     "no sequences": (["{config}", "--sequences", "0"], 2, "than or equal to 1"),
     "unknown option": (["{config}", "--colour"], 2, "--colour"),
     "heads do not divide": (["{config}", "--tensor-parallel", "3"], 3, "32 attention heads do not divide by"),
+    "a cut through groups": (
+        ["{config}", "--weights", "INT4", "--tensor-parallel", "32"],
+        3,
+        "INT4 keeps a scale for 128 columns",
+    ),
     "more stages than layers": (["{config}", "--pipeline-parallel", "64"], 3, "64 pipeline stages for 32"),
 }
 

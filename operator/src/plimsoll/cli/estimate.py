@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ from plimsoll.model.read import read_facts
 from plimsoll.sizing import kv_cache as kv
 from plimsoll.sizing.footprint import Configuration, Footprint, Workload, footprint
 from plimsoll.sizing.runtime import MIB, line
+from plimsoll.sizing.schemes import FP8, INT4, INT8, CacheScheme
 from plimsoll.sizing.weights import loaded_bytes, native_precision
 from plimsoll.sources import open_source
 from plimsoll_worker.launch import CAPABILITIES, ENGINE_VERSION, Device, Precision
@@ -24,17 +26,40 @@ DEFAULT_CONTEXT_TOKENS = 8192
 DEFAULT_SEQUENCES = 8
 DEFAULT_BATCHED_TOKENS = 2048
 DEFAULT_HEADROOM_PERCENT = 3
+SCHEMES = {scheme.name: scheme for scheme in (FP8, INT8, INT4)}
+
+
+class Weights(StrEnum):
+    """What `--weights` takes."""
+
+    NATIVE = "Native"
+    FP32 = "FP32"
+    FP16 = "FP16"
+    BF16 = "BF16"
+    FP8 = "FP8"
+    INT8 = "INT8"
+    INT4 = "INT4"
+
+
+class Cache(StrEnum):
+    """What `--kv-cache` takes."""
+
+    NATIVE = "Native"
+    FP32 = "FP32"
+    FP16 = "FP16"
+    BF16 = "BF16"
+    FP8 = "FP8"
 
 
 def command(
     source: SourceArgument,
     weights: Annotated[
-        Precision | None,
-        typer.Option(help="Precision of the weights; default: native, a quantized checkpoint as stored."),
-    ] = None,
+        Weights,
+        typer.Option(help="Precision of the weights; Native: exact, a quantized checkpoint as stored."),
+    ] = Weights.NATIVE,
     kv_cache: Annotated[
-        Precision | None, typer.Option(help="Precision of the KV cache; default: that of the weights.")
-    ] = None,
+        Cache, typer.Option(help="Precision of the KV cache; Native: what the engine computes in.")
+    ] = Cache.NATIVE,
     tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs that share each layer.")] = 1,
     pipeline_parallel: Annotated[int, typer.Option(min=1, help="Stages of layers.")] = 1,
     max_context: Annotated[
@@ -52,18 +77,10 @@ def command(
     """Compute the bytes a model takes on each GPU, by category. Exit 3 when it does not fit --gpu."""
     card = None if gpu is None else card_bytes(gpu)
     facts = read_facts(open_source(source))
-    precision = weights or native_precision(facts)
     context = max_context or min(facts.max_position, DEFAULT_CONTEXT_TOKENS)
     sized = footprint(
         facts,
-        Configuration(
-            device=Device.GPU,
-            weights=precision,
-            kv_cache=kv_cache or precision,
-            tensor_parallel=tensor_parallel,
-            pipeline_parallel=pipeline_parallel,
-            stored=weights is None and bool(facts.quantization),
-        ),
+        configured(facts, weights, kv_cache, tensor=tensor_parallel, pipeline=pipeline_parallel),
         Workload(
             max_context_tokens=context,
             max_sequences=sequences,
@@ -77,6 +94,29 @@ def command(
         write(document(facts, sized, notes), output)
     if card is not None:
         _require_fit(sized, card)
+
+
+def configured(
+    facts: ModelFacts, weights: Weights, kv_cache: Cache, *, tensor: int, pipeline: int
+) -> Configuration:
+    """How the model is to run. Beside quantized matrices the rest is kept in 16 bit, BF16 unless the
+    checkpoint is FP16."""
+    native, scheme = native_precision(facts), SCHEMES.get(weights.value)
+    if scheme is not None:
+        precision = native if native.bytes == 2 else Precision.BF16
+    else:
+        precision = native if weights is Weights.NATIVE else Precision(weights.value)
+    as_computed = kv_cache in (Cache.NATIVE, Cache.FP8)
+    return Configuration(
+        device=Device.GPU,
+        weights=precision,
+        kv_cache=precision if as_computed else Precision(kv_cache.value),
+        tensor_parallel=tensor,
+        pipeline_parallel=pipeline,
+        stored=weights is Weights.NATIVE and bool(facts.quantization),
+        scheme=scheme,
+        cache_scheme=CacheScheme.FP8 if kv_cache is Cache.FP8 else None,
+    )
 
 
 def card_bytes(gpu: str) -> int:
@@ -100,9 +140,9 @@ def document(facts: ModelFacts, sized: Footprint, notes: list[str]) -> dict[str,
             "architecture": facts.architecture,
             "parameters": facts.parameters,
             "checkpointBytes": facts.checkpoint_bytes,
-            "loadedBytes": loaded_bytes(facts, configuration.widened),
-            "kvBytesPerToken": kv.bytes_per_token(facts, configuration.kv_cache),
-            "kvBytesPerSequence": kv.bounded_bytes_per_sequence(facts, configuration.kv_cache),
+            "loadedBytes": loaded_bytes(facts, configuration.kept),
+            "kvBytesPerToken": kv.bytes_per_token(facts, configuration.cached),
+            "kvBytesPerSequence": kv.bounded_bytes_per_sequence(facts, configuration.cached),
             "maxPosition": facts.max_position,
         },
         "perGPU": [
@@ -123,8 +163,11 @@ def warnings(facts: ModelFacts, sized: Footprint) -> list[str]:
     """What a reader would be surprised by later."""
     configuration, workload = sized.configuration, sized.workload
     native = native_precision(facts)
-    notes = checkpoint_notes(facts, sized)
-    if configuration.weights.bytes < native.bytes:
+    notes = checkpoint_notes(facts, sized) + not_run_yet(sized)
+    if configuration.scheme is not None:
+        name, rest = configuration.scheme.name, configuration.weights
+        notes.append(f"{name} rounds the matrices of the layers; everything else is kept in {rest}")
+    elif configuration.weights.bytes < native.bytes:
         notes.append(f"{configuration.weights} rounds weights: the checkpoint is exact in {native} only")
     elif (
         configuration.weights is not native
@@ -150,6 +193,19 @@ def warnings(facts: ModelFacts, sized: Footprint) -> list[str]:
         )
     if not configuration.bounded_windows and any(layer.window for layer in facts.layers):
         notes.append("this engine version keeps layers with a sliding window in full")
+    return notes
+
+
+def not_run_yet(sized: Footprint) -> list[str]:
+    """What is sized here and not among the engine's capabilities."""
+    configuration, runs = sized.configuration, CAPABILITIES.weights[Device.GPU]
+    known, notes = ", ".join(runs), []
+    for what, name in (
+        ("weights", configuration.scheme.name if configuration.scheme else configuration.weights.value),
+        ("a KV cache", configuration.cached.value),
+    ):
+        if name not in runs:
+            notes.append(f"engine {ENGINE_VERSION} does not run {what} in {name} yet, only in {known}")
     return notes
 
 

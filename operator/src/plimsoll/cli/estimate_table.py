@@ -33,9 +33,11 @@ def print_table(
     console = Console(highlight=False)
     configuration, workload = sized.configuration, sized.workload
     weights = facts.quantization if configuration.stored else configuration.weights
+    if configuration.scheme is not None:
+        weights = f"{configuration.scheme.name}, the rest {configuration.weights}"
     console.print(
         f"{facts.architecture}, {facts.parameters:,} parameters, {gib(facts.checkpoint_bytes)} in the files;"
-        f" weights {weights}, KV cache {configuration.kv_cache},"
+        f" weights {weights}, KV cache {configuration.cached},"
         f" TP{configuration.tensor_parallel}xPP{configuration.pipeline_parallel}"
     )
     console.print(

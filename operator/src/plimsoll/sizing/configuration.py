@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from plimsoll.sizing.kv_cache import BLOCK_TOKENS
+from plimsoll.sizing.schemes import CachePrecision, CacheScheme, QuantizationScheme, Quantized
 from plimsoll_worker.launch import Device, MemoryCategory, Precision
 
 
@@ -34,15 +35,27 @@ class Configuration:
     stored: bool = False
     """Weights stay as a quantized checkpoint holds them; `weights` is then the precision of everything
     else."""
+    scheme: QuantizationScheme | None = None
+    """What matrices are quantized to while they are loaded; `weights` is then the precision of everything
+    else."""
+    cache_scheme: CacheScheme | None = None
+    """What keys and values are quantized to; None: `kv_cache`."""
     kv_block_tokens: int = BLOCK_TOKENS
     bounded_windows: bool = False
     """Whether the engine drops keys and values that have left a sliding window. Engine 0.1.0 masks and keeps
     them."""
 
     @property
-    def widened(self) -> Precision | None:
-        """The precision that weights are widened to; None: as stored."""
+    def kept(self) -> Precision | Quantized | None:
+        """What weights are kept in; None: as stored."""
+        if self.scheme is not None:
+            return Quantized(self.scheme, self.weights)
         return None if self.stored else self.weights
+
+    @property
+    def cached(self) -> CachePrecision:
+        """What keys and values are kept in."""
+        return self.cache_scheme or self.kv_cache
 
 
 @dataclass(frozen=True)

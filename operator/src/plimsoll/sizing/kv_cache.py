@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from plimsoll.model.facts import LayerClass, ModelFacts, State
 from plimsoll.sizing.parallel import kv_heads_per_rank
-from plimsoll_worker.launch import Precision
+from plimsoll.sizing.schemes import CachePrecision
 
 BLOCK_TOKENS = 16
 """Tokens in a KV block unless the launch says otherwise."""
@@ -22,13 +22,13 @@ BLOCK_TOKENS = 16
 _STATE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
-def layer_bytes_per_token(layer: LayerClass, precision: Precision, tensor: int = 1) -> int:
+def layer_bytes_per_token(layer: LayerClass, precision: CachePrecision, tensor: int = 1) -> int:
     """K and V of one token in one layer on one rank, bytes; without an indexer's keys (`index_bytes`), whose
     width no precision changes."""
     return kv_heads_per_rank(layer, tensor) * (layer.key_dim + layer.value_dim) * precision.bytes
 
 
-def bytes_per_token(facts: ModelFacts, precision: Precision) -> int:
+def bytes_per_token(facts: ModelFacts, precision: CachePrecision) -> int:
     """What one more token of context costs over all layers, unsharded; layers with a window are bounded
     instead."""
     return sum(
@@ -38,7 +38,7 @@ def bytes_per_token(facts: ModelFacts, precision: Precision) -> int:
     )
 
 
-def bounded_bytes_per_sequence(facts: ModelFacts, precision: Precision) -> int:
+def bounded_bytes_per_sequence(facts: ModelFacts, precision: CachePrecision) -> int:
     """What is bounded per sequence, unsharded: sliding windows at full width and recurrent state."""
     windows = sum(
         layer.count * layer.window * layer_bytes_per_token(layer, precision)
@@ -48,15 +48,15 @@ def bounded_bytes_per_sequence(facts: ModelFacts, precision: Precision) -> int:
     return windows + sum(layer.count * state_bytes(layer, precision) for layer in facts.layers)
 
 
-def state_bytes(layer: LayerClass, precision: Precision, tensor: int = 1) -> int:
+def state_bytes(layer: LayerClass, precision: CachePrecision, tensor: int = 1) -> int:
     """Recurrent state of one sequence in one layer on one rank, bytes. `precision` is that of the states
     whose type the model leaves open."""
     return sum(-(-state.elements // tensor) * state_width(state, precision) for state in layer.states)
 
 
-def state_width(state: State, precision: Precision) -> int:
-    """Bytes of one element of a state."""
-    return _STATE_BYTES.get(state.dtype, precision.bytes)
+def state_width(state: State, precision: CachePrecision) -> int:
+    """Bytes of one element of a state; an FP8 cache leaves states in 16 bit."""
+    return _STATE_BYTES.get(state.dtype, max(2, precision.bytes))
 
 
 def pool_tokens(*, context: int, sequences: int, kv_tokens: int | None, block: int) -> int:
@@ -82,7 +82,7 @@ def window_tokens(*, window: int, sequences: int, batched_tokens: int, pool: int
 def tokens_in_pool(
     layers: Iterable[LayerClass],
     pool_bytes: int,
-    precision: Precision,
+    precision: CachePrecision,
     *,
     tensor: int = 1,
     block: int = BLOCK_TOKENS,

@@ -15,7 +15,10 @@ from plimsoll.sizing import weights as held
 from plimsoll.sizing.activations import layer_peak, logits_peak
 from plimsoll.sizing.configuration import Configuration, Term, Workload
 from plimsoll.sizing.parallel import kv_heads_per_rank
+from plimsoll.sizing.profile import MemoryProfile
+from plimsoll.sizing.quantized import layer_parts
 from plimsoll.sizing.runtime import RuntimeConstants
+from plimsoll.sizing.schemes import CachePrecision, Quantized
 from plimsoll_worker.launch import MemoryCategory, Precision
 
 
@@ -27,7 +30,7 @@ class RankTerms:
         facts: ModelFacts,
         configuration: Configuration,
         workload: Workload,
-        constants: RuntimeConstants,
+        constants: RuntimeConstants | MemoryProfile,
     ) -> None:
         self.facts = facts
         self.configuration = configuration
@@ -68,7 +71,7 @@ class RankTerms:
     @cached_property
     def _loaded(self) -> tuple[int, ...]:
         """Bytes of one layer of each class."""
-        tensor, precision = self.configuration.tensor_parallel, self.configuration.widened
+        tensor, precision = self.configuration.tensor_parallel, self.configuration.kept
         return tuple(held.layer_bytes(self.facts, layer, tensor, precision) for layer in self.facts.layers)
 
     def _inside(self, layers: tuple[int, int]) -> Iterator[tuple[int, int]]:
@@ -81,22 +84,34 @@ class RankTerms:
             start += layer.count
 
     def _outer(self, *, first: bool, last: bool) -> Iterator[tuple[Role, int]]:
-        tensor, precision = self.configuration.tensor_parallel, self.configuration.widened
+        tensor, precision = self.configuration.tensor_parallel, held.unquantized(self.configuration.kept)
         for role in held.outer_roles(self.facts, first=first, last=last):
             yield role, held.outer_bytes(self.facts, tensor, [role], precision)
 
     def _weights(self, layers: tuple[int, int], *, first: bool, last: bool) -> Iterator[Term]:
-        precision = self.configuration.widened
+        precision = held.unquantized(self.configuration.kept)
         for role, size in self._outer(first=first, last=last):
             if size:
                 yield Term(MemoryCategory.WEIGHTS, f"{role.value}: {_held(size, precision)}", size)
-        alike: dict[int, int] = {}
+        alike: dict[tuple[str, int], int] = {}
         for index, count in self._inside(layers):
             size = self._loaded[index]
-            alike[size] = alike.get(size, 0) + count
-        for size, count in alike.items():
-            formula = f"{count} layers × {_held(size, precision)}"
-            yield Term(MemoryCategory.WEIGHTS, formula, count * size)
+            told = self._quantized(index) or _held(size, precision)
+            alike[told, size] = alike.get((told, size), 0) + count
+        for (told, size), count in alike.items():
+            yield Term(MemoryCategory.WEIGHTS, f"{count} layers × {told}", count * size)
+
+    def _quantized(self, index: int) -> str:
+        """What a layer holds in the scheme and what beside it; empty where nothing is quantized."""
+        kept = self.configuration.kept
+        if not isinstance(kept, Quantized):
+            return ""
+        layer, scheme = self.facts.layers[index], kept.scheme
+        parts = layer_parts(self.facts, layer, self.configuration.tensor_parallel, scheme)
+        return (
+            f"({parts.quantized} × {scheme.bits} bit {scheme.name} + {parts.scale_bytes} B of scales"
+            f" + {parts.rest} × {kept.rest.bytes} B kept in {kept.rest})"
+        )
 
     def _cache(self, layers: tuple[int, int]) -> Iterator[Term]:
         """Layers that cache alike are one term, however different their weights."""
@@ -113,7 +128,7 @@ class RankTerms:
 
     def _layer_cache(self, layer: LayerClass) -> Iterator[tuple[str, int]]:
         """(formula with a place for the number of layers, bytes) of what one layer caches."""
-        tensor, precision = self.configuration.tensor_parallel, self.configuration.kv_cache
+        tensor, precision = self.configuration.tensor_parallel, self.configuration.cached
         if layer.kv_heads:
             tokens = self._pool_tokens(layer)
             held_in_full = "" if self.configuration.bounded_windows else ", kept in full"
@@ -165,6 +180,9 @@ class RankTerms:
 
     def _overheads(self, loaded: int, activations: int) -> Iterator[Term]:
         constants = self._constants
+        if isinstance(constants, MemoryProfile):
+            yield from _measured(constants)
+            return
         tensor, pipeline = self.configuration.tensor_parallel, self.configuration.pipeline_parallel
         slack = (
             loaded * constants.weight_slack_permille // 1000
@@ -192,11 +210,22 @@ class RankTerms:
                 yield Term(category, formula, size)
 
 
+def _measured(profile: MemoryProfile) -> Iterator[Term]:
+    for category, size in (
+        (MemoryCategory.CUDA_GRAPHS, profile.cuda_graphs),
+        (MemoryCategory.COMMUNICATION, profile.communication),
+        (MemoryCategory.RUNTIME, profile.runtime),
+        (MemoryCategory.FRAGMENTATION, profile.fragmentation),
+    ):
+        if size:
+            yield Term(category, "measured for this configuration", size)
+
+
 def _held(size: int, precision: Precision | None) -> str:
     return f"{size} B as stored" if precision is None else f"{size // precision.bytes} × {precision.bytes} B"
 
 
-def _cached_token(layer: LayerClass, tensor: int, precision: Precision) -> str:
+def _cached_token(layer: LayerClass, tensor: int, precision: CachePrecision) -> str:
     if not layer.value_dim:
         told = f"{layer.key_dim} latent × {precision.bytes} B"
     else:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 
 from plimsoll.model.facts import LayerClass, ModelFacts, Role, TensorGroup
 from plimsoll.sizing.parallel import rank_share
+from plimsoll.sizing.quantized import layer_parts
+from plimsoll.sizing.schemes import Quantized
 from plimsoll_worker.launch import Device, Precision
 
 _EXACT = {"BF16": Precision.BF16, "F16": Precision.FP16}
@@ -44,7 +46,16 @@ def _matrices(facts: ModelFacts) -> Iterator[TensorGroup]:
                 yield group
 
 
-def loaded_bytes(facts: ModelFacts, precision: Precision | None) -> int:
+Kept = Precision | Quantized | None
+"""One precision for all, matrices in a scheme and the rest in a precision, or as stored."""
+
+
+def unquantized(kept: Kept) -> Precision | None:
+    """What tensors outside the layers are kept in."""
+    return kept.rest if isinstance(kept, Quantized) else kept
+
+
+def loaded_bytes(facts: ModelFacts, precision: Kept) -> int:
     """What the engine keeps of the whole model, unsharded: the tied head once, no tower, no prediction
     layers. `precision` None: as stored."""
     kept = [
@@ -52,10 +63,8 @@ def loaded_bytes(facts: ModelFacts, precision: Precision | None) -> int:
         for group in facts.outer
         if group.role not in NOT_LOADED and not (facts.tied and group.role is Role.HEAD)
     ]
-    layers = sum(
-        layer.count * sum(group_bytes(group, precision) for group in layer.groups) for layer in facts.layers
-    )
-    return sum(group_bytes(group, precision) for group in kept) + layers
+    layers = sum(layer.count * layer_bytes(facts, layer, 1, precision) for layer in facts.layers)
+    return sum(group_bytes(group, unquantized(precision)) for group in kept) + layers
 
 
 def group_bytes(group: TensorGroup, precision: Precision | None) -> int:
@@ -76,8 +85,10 @@ def rank_bytes(
     return -(-whole * held // of) * width
 
 
-def layer_bytes(facts: ModelFacts, layer: LayerClass, tensor: int, precision: Precision | None) -> int:
+def layer_bytes(facts: ModelFacts, layer: LayerClass, tensor: int, precision: Kept) -> int:
     """Bytes of one layer's weights on one rank."""
+    if isinstance(precision, Quantized):
+        return layer_parts(facts, layer, tensor, precision.scheme).total(precision)
     return sum(rank_bytes(group, facts, layer, tensor, precision) for group in layer.groups)
 
 

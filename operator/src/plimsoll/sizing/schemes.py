@@ -1,0 +1,64 @@
+"""What weights and cache are kept in when the engine quantizes a 16-bit checkpoint while loading it.
+
+These types belong to sizing alone: the launch contract names only what an engine version runs, and none runs
+these yet. So they can be sized and compared, and never planned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from plimsoll_worker.launch import Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationScheme:
+    """Numbers of `bits`, of which each row, or each group within a row, shares a scale."""
+
+    name: str
+    bits: int
+    group: int | None
+    """Numbers along a row that share a scale; None: the whole row. The last group of a row may be short."""
+    group_bytes: int
+    """Scale, and minimum where there is one, of a group."""
+
+    def matrix_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of a matrix whose rows are outputs: rows × (packed numbers + scales)."""
+        return rows * (-(-columns * self.bits // 8) + self.scale_bytes(columns))
+
+    def scale_bytes(self, columns: int) -> int:
+        """Bytes of the scales of one row."""
+        return self.group_bytes * (1 if self.group is None else -(-columns // self.group))
+
+
+INT8 = QuantizationScheme(name="INT8", bits=8, group=None, group_bytes=2)
+"""Symmetric, one 16-bit scale per output channel."""
+INT4 = QuantizationScheme(name="INT4", bits=4, group=128, group_bytes=2 + 2)
+"""Two weights a byte, a 16-bit scale and a 16-bit minimum per group: rounding to nearest without calibration
+loses less with a minimum, and torch's own INT4 kernel keeps the pair."""
+FP8 = QuantizationScheme(name="FP8", bits=8, group=None, group_bytes=4)
+"""e4m3; `torch._scaled_mm` takes row-wise scales in FP32 only."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Matrices in a scheme, and the precision of what stays unquantized."""
+
+    scheme: QuantizationScheme
+    rest: Precision
+
+
+class CacheScheme(StrEnum):
+    """Element types of keys and values besides the precisions that the engine computes in."""
+
+    FP8 = "FP8"
+    """e4m3 with one scale a layer for keys and one for values, 8 bytes a layer, which are not counted."""
+
+    @property
+    def bytes(self) -> int:
+        return 1
+
+
+CachePrecision = Precision | CacheScheme
+"""What keys and values may be kept in."""
