@@ -328,8 +328,8 @@ def test_a_kill_between_two_writes_loses_and_doubles_nothing(
 
         def kill_at(request: Request) -> bool:
             if not tripped.is_set() and BETWEEN_WRITES[moment](request):
-                tripped.set()
                 operator.kill()
+                tripped.set()
             return tripped.is_set()
 
         proxy.tripwire = kill_at
