@@ -64,6 +64,10 @@ def test_killed_at_any_write_the_end_is_the_same(
                 victim.kill()
             return bool(killed)
 
+        def services() -> list[str]:
+            found = models.core.list_namespaced_service(models.name).items
+            return sorted(service.metadata.name for service in found)
+
         proxy.tripwire = trip
         models.apply("small", small())
         wait_for(lambda: killed, 60, "the operator makes the write that it is killed at", victim.tail)
@@ -72,12 +76,8 @@ def test_killed_at_any_write_the_end_is_the_same(
         [pod] = models.pods()
         assert pod.metadata.name == f"{models.status('small')['currentRevision']}-r0-s0-a0"
         assert pod.spec.node_name == node
-        assert sorted(
-            service.metadata.name for service in models.core.list_namespaced_service(models.name).items
-        ) == [
-            "small",
-            "small-workers",
-        ]
+        # The status is written before the Services, so a pod that is ready at once may be told first.
+        wait_for(lambda: services() == ["small", "small-workers"], 30, "both Services are there", services)
         wait_for(lambda: not models.pods("plimsoll-inspect"), 30, "no inspect pod is left")
         assert len(models.apps.list_namespaced_controller_revision(models.name).items) == 1
         assert promises.seen
