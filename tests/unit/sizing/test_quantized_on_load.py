@@ -16,14 +16,25 @@ from plimsoll.sizing.footprint import Configuration, footprint
 from plimsoll.sizing.parallel import ParallelRefused
 from plimsoll.sizing.profile import MemoryProfile
 from plimsoll.sizing.quantized import layer_parts, matrices
-from plimsoll.sizing.schemes import FP8, INT4, INT8, CacheScheme, QuantizationScheme, Quantized
+from plimsoll.sizing.schemes import FP8, INT4, INT8, SCHEMES, CacheScheme, QuantizationScheme, Quantized
 from plimsoll.sizing.weights import loaded_bytes
-from plimsoll_worker.launch import MemoryCategory, Precision
+from plimsoll_worker.launch import MemoryCategory, Precision, WeightsScheme
 
 LAYER = 2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096
 ROWS = (4096 + 2 * 1024 + 4096) + (2 * 14336 + 4096)
 REST = 2 * 128_256 * 4096 + 65 * 4096
 """Llama-3.1-8B: embedding, head, two norms a layer and the last."""
+
+
+@pytest.mark.parametrize(("precision", "scheme"), SCHEMES.items())
+def test_sizing_and_the_launch_contract_speak_of_the_same_schemes(
+    precision: Precision, scheme: QuantizationScheme
+) -> None:
+    told = WeightsScheme.quantized(precision, Precision.BF16)
+    assert (told.name, told.bits, told.group_size) == (scheme.name, scheme.bits, scheme.group)
+    assert told.scale_type is not None
+    width = Precision(told.scale_type).bytes
+    assert scheme.group_bytes == (2 * width if scheme is INT4 else width), "INT4 keeps a minimum beside it"
 
 
 def loading(scheme: QuantizationScheme, *, tensor: int = 1) -> Configuration:

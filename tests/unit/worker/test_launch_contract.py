@@ -12,12 +12,15 @@ import pytest
 from plimsoll_worker.errors import MemoryEstimateExceeded, exit_reason
 from plimsoll_worker.launch import (
     CAPABILITIES,
+    INT4_GROUP,
     TERMINATION_MESSAGE_BYTES,
     ExitCode,
     ExitReason,
     Launch,
     LaunchError,
+    Precision,
     PredictedMemory,
+    WeightsScheme,
     Wire,
 )
 from plimsoll_worker.launch_schemas import SCHEMAS, main, schema_text
@@ -49,6 +52,24 @@ def test_the_golden_file_is_read_and_written_unchanged(name: str, model: type[Wi
 
 def test_the_golden_capabilities_are_this_engines() -> None:
     assert json.loads((GOLDEN / "capabilities.json").read_text()) == json.loads(CAPABILITIES.to_json())
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "group", "scales"),
+    [("INT8", 8, None, "FP16"), ("INT4", 4, INT4_GROUP, "FP16"), ("FP8", 8, None, "FP32")],
+)
+def test_weights_quantized_on_load_name_what_is_computed_in_and_how_scales_are_kept(
+    name: str, bits: int, group: int | None, scales: str
+) -> None:
+    scheme = WeightsScheme.quantized(Precision(name), Precision.FP16)
+    told = (scheme.name, scheme.bits, scheme.group_size, scheme.scale_type, scheme.compute)
+    assert told == (name, bits, group, scales, "FP16")
+    assert not scheme.name.computes
+
+
+def test_a_stored_checkpoint_names_its_format_and_what_is_left_unquantized() -> None:
+    scheme = WeightsScheme.stored("gptq", Precision.BF16)
+    assert json.loads(scheme.to_json()) == {"name": "BF16", "bits": 16, "checkpoint": "gptq"}
 
 
 def test_a_launch_names_its_first_wrong_field() -> None:

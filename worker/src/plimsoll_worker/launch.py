@@ -62,15 +62,41 @@ class Device(StrEnum):
 
 
 class Precision(StrEnum):
-    """Element type that the engine keeps and computes in."""
+    """Element types. Engines compute in the first three; the others only hold: weights, and FP8 also keys
+    and values."""
 
     FP32 = "FP32"
     FP16 = "FP16"
     BF16 = "BF16"
+    FP8 = "FP8"
+    """e4m3."""
+    INT8 = "INT8"
+    INT4 = "INT4"
+
+    @property
+    def bits(self) -> int:
+        return _BITS[self]
 
     @property
     def bytes(self) -> int:
-        return 4 if self is Precision.FP32 else 2
+        """Of one element. Two INT4 numbers share a byte, so they have none of their own."""
+        assert self is not Precision.INT4, "INT4 numbers are counted in bits"
+        return self.bits // 8
+
+    @property
+    def computes(self) -> bool:
+        """Whether an engine computes in it, and so can keep everything in it."""
+        return self in (Precision.FP32, Precision.FP16, Precision.BF16)
+
+
+_BITS = {
+    Precision.FP32: 32,
+    Precision.FP16: 16,
+    Precision.BF16: 16,
+    Precision.FP8: 8,
+    Precision.INT8: 8,
+    Precision.INT4: 4,
+}
 
 
 class MemoryCategory(StrEnum):
@@ -122,17 +148,46 @@ class MeasuredMemory(PredictedMemory):
 
 
 class WeightsScheme(Wire):
-    """How weights are stored on the device."""
+    """How weights are kept on the device."""
 
     name: Precision
+    """Element type of the matrices. Of a quantized checkpoint: of what it leaves unquantized."""
     bits: int
     group_size: int | None = None
+    """Numbers along a row that share a scale; None: the whole row, or there are no scales."""
     scale_type: str | None = None
+    """Element type of the scales; None: there are none."""
+    compute: Precision | None = None
+    """What embedding, head, norms and biases are kept in, and all is computed in; None: `name`."""
+    checkpoint: str | None = None
+    """Format of a quantized checkpoint whose matrices stay as they are stored, for example gptq."""
 
     @classmethod
     def plain(cls, precision: Precision) -> WeightsScheme:
         """Unquantized weights of one element type."""
-        return cls(name=precision, bits=8 * precision.bytes)
+        return cls(name=precision, bits=precision.bits)
+
+    @classmethod
+    def quantized(cls, precision: Precision, compute: Precision) -> WeightsScheme:
+        """Matrices quantized while they are loaded. INT8: one scale per row, in the precision of the
+        computation. INT4: a scale and a minimum per group. FP8: one scale per row, in FP32 as
+        `torch._scaled_mm` takes it."""
+        return cls(
+            name=precision,
+            bits=precision.bits,
+            group_size=INT4_GROUP if precision is Precision.INT4 else None,
+            scale_type=Precision.FP32 if precision is Precision.FP8 else compute,
+            compute=compute,
+        )
+
+    @classmethod
+    def stored(cls, checkpoint: str, compute: Precision) -> WeightsScheme:
+        """A quantized checkpoint as its files hold it."""
+        return cls(name=compute, bits=compute.bits, checkpoint=checkpoint)
+
+
+INT4_GROUP: Final = 128
+"""Numbers along a row of an INT4 matrix that share a scale and a minimum."""
 
 
 class LayerRange(Wire):
@@ -303,8 +358,16 @@ class Capabilities(Wire):
     engine_version: str
     architectures: tuple[str, ...]
     weights: dict[Device, tuple[Precision, ...]]
-    max_tensor_parallel: int
-    max_pipeline_parallel: int
+    """What weights can be kept in. A precision that only holds is made while loading."""
+    kv_cache: dict[Device, tuple[Precision, ...]] = Field(default_factory=dict)
+    """What keys and values can be kept in besides the precision of the computation."""
+    checkpoints: dict[Device, tuple[str, ...]] = Field(default_factory=dict)
+    """Formats of quantized checkpoints that are loaded as they are stored, as `quant_method` of a config.json
+    names them."""
+    max_tensor_parallel: Annotated[int, Field(ge=1)]
+    max_pipeline_parallel: Annotated[int, Field(ge=1)]
+    multi_node: bool = True
+    """Whether the stages of a replica may run on different nodes."""
 
 
 CAPABILITIES = Capabilities(

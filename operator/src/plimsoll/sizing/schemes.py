@@ -1,7 +1,7 @@
 """What weights and cache are kept in when the engine quantizes a 16-bit checkpoint while loading it.
 
-These types belong to sizing alone: the launch contract names only what an engine version runs, and none runs
-these yet. So they can be sized and compared, and never planned.
+The launch contract names the element types and how scales are kept (`WeightsScheme.quantized`); here stand
+the bytes that follow.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from plimsoll_worker.launch import Precision
+from plimsoll_worker.launch import INT4_GROUP, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +34,12 @@ class QuantizationScheme:
 
 INT8 = QuantizationScheme(name="INT8", bits=8, group=None, group_bytes=2)
 """Symmetric, one 16-bit scale per output channel."""
-INT4 = QuantizationScheme(name="INT4", bits=4, group=128, group_bytes=2 + 2)
+INT4 = QuantizationScheme(name="INT4", bits=4, group=INT4_GROUP, group_bytes=2 + 2)
 """Two weights a byte, a 16-bit scale and a 16-bit minimum per group: rounding to nearest without calibration
 loses less with a minimum, and torch's own INT4 kernel keeps the pair."""
 FP8 = QuantizationScheme(name="FP8", bits=8, group=None, group_bytes=4)
 """e4m3; `torch._scaled_mm` takes row-wise scales in FP32 only."""
+SCHEMES = {Precision.INT8: INT8, Precision.INT4: INT4, Precision.FP8: FP8}
 
 
 @dataclass(frozen=True)
