@@ -1,0 +1,212 @@
+"""The operations a decoder is made of: Triton kernels on a GPU, plain PyTorch elsewhere.
+
+A decoder layer is five calls, whatever the number of rows:
+
+    qkv      = norm_linear(x, norm, eps, qkv_weight, qkv_bias)
+    attended = rope_attention(qkv, batch, cos_sin, keys, values, …)
+    x        = linear_add(attended, output_weight, x)
+    active   = norm_gate_up(x, norm, eps, gate_up_weight, "silu")
+    x        = linear_add(active, down_weight, x)
+
+With few rows each is one kernel that reads its weights once at the memory's speed; with many, norm and
+activation are kernels of their own around cuBLAS. The parts (rms_norm, linear, rope_store, attention, …) are
+here too, for decoders whose layers have another shape (a norm behind the output projection).
+
+Triton is imported inside the calls: the CPU wheels of PyTorch come without it.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from plimsoll_worker.kernels import reference
+from plimsoll_worker.kernels.batch import AttentionBatch
+from plimsoll_worker.kernels.reference import Activation
+
+FEW_ROWS = 16
+"""Up to so many rows a step is bound by reading weights and the fused kernels take over from cuBLAS."""
+
+
+def few_rows(x: Tensor) -> bool:
+    """Whether the fused kernels take x (rows, width). On CPUs nothing is fused."""
+    return x.is_cuda and x.shape[0] <= FEW_ROWS
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> Tensor:
+    """x / rms(x) * (weight + offset) over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467) in
+    FP32, rounded once. (…, width) → (…, width). Gemma's offset is 1."""
+    return reference.rms_norm(x, weight, eps, offset=offset)
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """(norm of x + residual, x + residual), both in x's dtype; x and residual are (rows, width)."""
+    return reference.add_rms_norm(x, residual, weight, eps, offset=offset)
+
+
+def gated_activation(gate_up: Tensor, kind: Activation) -> Tensor:
+    """activation(gate) * up of gate_up (rows, 2 * inter), gate first → (rows, inter) (Shazeer 2020,
+    arXiv:2002.05202)."""
+    return reference.gated_activation(gate_up, kind)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (rows, inputs) @ weight (outputs, inputs)ᵀ + bias → (rows, outputs)."""
+    return reference.linear(x, weight, bias)
+
+
+def norm_linear(
+    x: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    offset: float = 0.0,
+) -> Tensor:
+    """linear(rms_norm(x)): (rows, inputs) → (rows, outputs)."""
+    return linear(rms_norm(x, norm_weight, eps, offset=offset), weight, bias)
+
+
+def norm_gate_up(
+    x: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    weight: Tensor,
+    kind: Activation,
+    bias: Tensor | None = None,
+    *,
+    offset: float = 0.0,
+) -> Tensor:
+    """gated_activation(linear(rms_norm(x))): weight (2 * inter, inputs), gate first → (rows, inter)."""
+    return gated_activation(norm_linear(x, norm_weight, eps, weight, bias, offset=offset), kind)
+
+
+def linear_add(
+    x: Tensor, weight: Tensor, residual: Tensor, bias: Tensor | None = None, *, scale: float = 1.0
+) -> Tensor:
+    """residual + scale * linear(x): (rows, inputs), (rows, outputs) → (rows, outputs). On a GPU the answer
+    lies in the residual's own memory: do not use `residual` afterwards."""
+    return residual + scale * linear(x, weight, bias)
+
+
+def rope_store(
+    qkv: Tensor,
+    batch: AttentionBatch,
+    cos_sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    norm_offset: float = 0.0,
+) -> Tensor:
+    """Norm (Qwen3, Gemma3) and rotate queries and keys, write keys and values to the cache.
+
+    qkv (tokens, (heads + 2 * kv_heads) * head_dim); cos_sin (tokens, 2, rotary_dim / 2) FP32: the first
+    rotary_dim elements of a head are rotated in NeoX order; q_norm and k_norm (head_dim); caches (slots,
+    kv_heads, head_dim). Returns the queries, (tokens, heads, head_dim).
+    """
+    return reference.rope_store(
+        qkv,
+        batch,
+        cos_sin,
+        k_cache,
+        v_cache,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        eps=eps,
+        norm_offset=norm_offset,
+    )
+
+
+def attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: AttentionBatch,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Causal attention of q (tokens, heads, head_dim) over the paged cache, the step's own keys and values
+    written before → (tokens, heads, head_dim); rows of padding give zeros or nothing in particular.
+
+    A query sees itself and what is before it, `window` tokens at most. With `softcap` scores are
+    softcap * tanh(scale * q·k / softcap).
+    """
+    return reference.attention(q, k_cache, v_cache, batch, scale=scale, window=window, softcap=softcap)
+
+
+def rope_attention(
+    qkv: Tensor,
+    batch: AttentionBatch,
+    cos_sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    scale: float,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    norm_offset: float = 0.0,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """`rope_store`, then `attention` → (tokens, heads * head_dim)."""
+    queries = rope_store(
+        qkv,
+        batch,
+        cos_sin,
+        k_cache,
+        v_cache,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        eps=eps,
+        norm_offset=norm_offset,
+    )
+    return attention(queries, k_cache, v_cache, batch, scale=scale, window=window, softcap=softcap).flatten(1)
+
+
+def penalize(
+    logits: Tensor,
+    slots: Tensor,
+    prompt_tokens: Tensor,
+    output_counts: Tensor,
+    repetition: Tensor,
+    presence: Tensor,
+    frequency: Tensor,
+) -> None:
+    """Penalties of OpenAI's API and of Keskar et al. 2019 (arXiv:1909.05858), in place on logits (rows,
+    vocabulary) FP32.
+
+    slots (rows) int64: each row's place in prompt_tokens (slots, vocabulary) uint8, 1 where the prompt has
+    the token, and output_counts (slots, vocabulary) int32. repetition, presence, frequency (rows) FP32; 1, 0
+    and 0 leave a row as it is.
+    """
+    reference.penalize(logits, slots, prompt_tokens, output_counts, repetition, presence, frequency)
+
+
+def sample(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """A token of each row of logits (rows, vocabulary) → (rows) int64.
+
+    Gumbel-max (Gumbel 1954): argmax(logits / temperature + noise), noise by Philox of (seed, position,
+    token), so the draw does not depend on the rest of the batch. temperature (rows) FP32, 0 is greedy; seeds and
+    positions (rows) int64. Tokens that must not be drawn have logits of -inf.
+    """
+    return reference.sample(logits, temperature, seeds, positions)
