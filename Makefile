@@ -29,6 +29,7 @@ test-cluster: setup ## tests on a real API server, scheduler and kubelet
 
 bench: setup ## measurements; see docs/benchmarks.md
 	@$(PY) -m tests.bench
+	@$(PY) -m tests.bench burst
 
 generate: setup ## CRDs and JSON Schemas from their sources
 	@$(PY) -m dev.generate

@@ -1,4 +1,5 @@
-"""All measurements of the planner: `python -m tests.bench [--openb FOLDER] [--seeds N] [--json FILE]`.
+"""All measurements of the planner: `python -m tests.bench [--openb FOLDER] [--seeds N] [--json FILE]`; of the
+operator on a real control plane: `python -m tests.bench burst [--json FILE]`.
 
 Prints a table a benchmark and, with --json, writes all figures. The packing replay needs the openb files,
 which are not part of this project (`tests/bench/openb.py` says where they are); without them it is left out
@@ -25,19 +26,22 @@ Figures = Mapping[str, Any]
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["burst"]:
+        _burst(sys.argv[2:])
+    else:
+        _planner(sys.argv[1:])
+
+
+def _planner(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
     openb = os.environ.get("OPENB")
     parser.add_argument("--openb", type=Path, default=openb and Path(openb), help="folder of the openb trace")
     parser.add_argument("--seeds", type=int, default=6, help="instances of each size for optimality")
     parser.add_argument("--packing-seeds", type=int, default=10)
     parser.add_argument("--json", type=Path, help="write all figures here")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     console = Console(highlight=False, width=120)
-    figures: dict[str, Any] = {
-        "machine": machine(),
-        "command": " ".join(["python -m tests.bench", *sys.argv[1:]]),
-    }
-    console.print(f"{figures['command']}\n{figures['machine']}")
+    figures = _begin(console)
     figures["speed"] = _apart("speed")
     _speed(console, figures["speed"])
     figures["optimality"] = _apart("optimality", str(given.seeds))
@@ -50,8 +54,34 @@ def main() -> None:
         console.print(
             "packing: left out, no --openb FOLDER (or OPENB); tests/bench/openb.py says where to get it"
         )
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    _keep(figures, given.json)
+
+
+def _burst(argv: list[str]) -> None:
+    # It needs a cluster and its client; the planner's benchmarks need neither.
+    from tests.bench import burst
+
+    parser = burst.parser()
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    given = parser.parse_args(argv)
+    console = Console(highlight=False, width=120)
+    figures = _begin(console)
+    figures["burst"] = burst.measure(
+        burst.asked(given), lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    burst.show(console, figures["burst"])
+    _keep(figures, given.json)
+
+
+def _begin(console: Console) -> dict[str, Any]:
+    figures = {"machine": machine(), "command": " ".join(["python -m tests.bench", *sys.argv[1:]])}
+    console.print(f"{figures['command']}\n{figures['machine']}")
+    return figures
+
+
+def _keep(figures: Figures, path: Path | None) -> None:
+    if path:
+        path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def machine() -> str:

@@ -41,6 +41,10 @@ class OperatorProcess:
         return self._process.wait(timeout=30)
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         return self._process.poll() is None
 

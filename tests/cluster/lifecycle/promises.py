@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,10 +16,13 @@ WATCH_SECONDS = 2
 
 class PromiseWatch:
     """`with PromiseWatch(kube) as promises:` follows every pod of the cluster and keeps in `violations` each
-    moment at which the pods bound or pinned to a node asked for more GPUs than it has."""
+    moment at which the pods bound or pinned to a node asked for more GPUs than it has.
 
-    def __init__(self, client: Any) -> None:
+    `gpus` are those of each node, where no node changes; else the API server is asked at each event."""
+
+    def __init__(self, client: Any, gpus: Mapping[str, int] | None = None) -> None:
         self._kube = Kube(client)
+        self._gpus = gpus
         self._held: dict[str, tuple[str, int]] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="promises")
@@ -45,7 +49,16 @@ class PromiseWatch:
                 if event["type"] != "BOOKMARK":
                     self._count(event["type"], event["object"])
 
+    def pod_seen(self, event: str, pod: Mapping[str, Any]) -> None:
+        """Every event of every pod, for a subclass that wants more of them."""
+
+    def _there(self, node: str) -> int:
+        if self._gpus is not None:
+            return self._gpus[node]
+        return int(self._kube.get(NODES, None, node)["status"]["allocatable"].get(GPU, 0))
+
     def _count(self, event: str, pod: dict[str, Any]) -> None:
+        self.pod_seen(event, pod)
         view = pod_view(pod)
         gpus = view.requests.extended.get(GPU, 0) if view else 0
         node = (view.node or view.pinned_node) if view else ""
@@ -56,6 +69,6 @@ class PromiseWatch:
         self.seen += 1
         self._held[uid] = (node, gpus)
         held = sum(amount for where, amount in self._held.values() if where == node)
-        there = int(self._kube.get(NODES, None, node)["status"]["allocatable"].get(GPU, 0))
+        there = self._there(node)
         if held > there:
             self.violations.append(f"{held} GPUs of {there} on {node} with pod {pod['metadata']['name']}")

@@ -1,0 +1,356 @@
+"""The operator on a real control plane: `python -m tests.bench burst`.
+
+    facts of four models ─► 500 resources at 20/s ─► more at higher rates ─► a node is lost ─► SIGKILL
+                                                             └► 20,000 pods ─► start-up
+
+1,000 fake GPU nodes, the real API server, scheduler and controllers, the operator as a process. Everything is
+measured from outside: latencies by a watch, writes by the operator's metrics and the API server's, CPU and
+memory by the kernel. A watch counts throughout whether a GPU was promised twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dev.cluster.description import Cluster
+from kubernetes import client
+from rich.console import Console
+from rich.table import Table
+from tests.bench.burst_cluster import Costs, api_client, bench_cluster, counted_writes, since
+from tests.bench.burst_watch import BurstWatch
+from tests.cluster.lifecycle.operator_process import ROUNDS, Operator
+from tests.unit.planning.builders import llama
+
+from plimsoll.api.v1alpha1 import API_VERSION, KIND
+from plimsoll.cluster.kube import DEPLOYMENTS, NODES, PODS, Kube, KubeError
+from plimsoll.model.facts import ModelFacts
+
+NAMESPACE = "models"
+CLUSTER = "burst"
+MODELS = {f"bench/llama-{size}b": llama(size, layers=layers) for size, layers in ((1, 16), (3, 28), (8, 32))}
+REPLICAS = (1, 1, 1, 2)
+"""Of the resources, in turn."""
+POSTERS = 8
+WRITES = "plimsoll_api_writes_total"
+QUIET_SECONDS = 3.0
+PATIENCE_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is asked for."""
+
+    nodes: int = 1000
+    resources: int = 500
+    rates: tuple[int, ...] = (20, 30, 40)
+    """Resources a second; each rate gets a burst of its own."""
+    pods: int = 20_000
+    """At start-up, other people's included; 0 leaves this measurement out."""
+
+
+@dataclass
+class Bench:
+    """The cluster, the operator, and what looks at them."""
+
+    cluster: Cluster
+    kube: Kube
+    watch: BurstWatch
+    costs: Costs
+    folder: Path
+    operator: Operator = field(init=False)
+    made: int = 0
+    """Resources so far."""
+
+    def start_operator(self) -> float:
+        """Seconds until it has seen the whole cluster and planned it once."""
+        started = time.monotonic()
+        self.operator = Operator(self.cluster.kubeconfig, self.folder / "operator.log")
+        self.costs.follow("operator", self.operator.pid)
+        self.operator.wait_ready()
+        poll(lambda: self.operator.metric(ROUNDS), "the first round")
+        return time.monotonic() - started
+
+    def create(self, name: str, repo: str, replicas: int) -> None:
+        spec = {
+            "model": {"huggingFace": {"repo": repo}},
+            "workload": {"maxContextTokens": 4096, "maxConcurrentSequences": 4},
+            "replicas": replicas,
+        }
+        body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec}
+        self.watch.expect(name, replicas)
+        self.kube.create(DEPLOYMENTS, NAMESPACE, body)
+
+    def create_next(self) -> str:
+        number, self.made = self.made, self.made + 1
+        name = f"d{number:04}"
+        self.create(name, list(MODELS)[number % len(MODELS)], REPLICAS[number % len(REPLICAS)])
+        return name
+
+    def settle(self) -> None:
+        """Until the operator has nothing more to write."""
+        written, quiet_since = -1.0, time.monotonic()
+        while time.monotonic() - quiet_since < QUIET_SECONDS:
+            if (now := self.operator.metric(WRITES)) != written:
+                written, quiet_since = now, time.monotonic()
+            time.sleep(0.2)
+
+
+def poll(done: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS, every: float = 0.02) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (answer := done()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {seconds:g} s: {what}")
+        time.sleep(every)
+    return answer
+
+
+def measure(size: Size, tell: Callable[[str], None]) -> dict[str, Any]:
+    with bench_cluster(CLUSTER, size.nodes) as cluster, tempfile.TemporaryDirectory() as folder:
+        api = api_client(cluster)
+        client.CoreV1Api(api).create_namespace({"metadata": {"name": NAMESPACE}})
+        kube = Kube(api)
+        nodes, _ = kube.list(NODES)
+        gpus = {
+            node["metadata"]["name"]: int(node["status"]["allocatable"].get("nvidia.com/gpu", 0))
+            for node in nodes
+        }
+        with BurstWatch(api, gpus) as watch:
+            bench = Bench(cluster, kube, watch, Costs(cluster), Path(folder))
+            try:
+                found = _measure(bench, api, size, tell)
+            finally:
+                bench.operator.kill()
+        found["gpusPromisedTwice"] = len(watch.violations)
+        return {"nodes": size.nodes, "gpus": sum(gpus.values())} | found
+
+
+def _measure(bench: Bench, api: client.ApiClient, size: Size, tell: Callable[[str], None]) -> dict[str, Any]:
+    found: dict[str, Any] = {"emptyStartSeconds": round(bench.start_operator(), 1)}
+    tell("operator started")
+    for repo, facts in MODELS.items():
+        inspect(bench, repo, facts)
+    bench.settle()
+    found["residentMiBEmpty"] = bench.costs.resident_mib("operator")
+    found["bursts"] = []
+    for rate in size.rates:
+        found["bursts"].append(burst(bench, api, size.resources, rate))
+        tell(f"burst at {rate}/s: {found['bursts'][-1]}")
+    found["residentMiB"] = bench.costs.resident_mib("operator")
+    found["nodeLoss"] = lose_nodes(bench)
+    tell(f"node loss: {found['nodeLoss']}")
+    found["kill"] = kill(bench)
+    tell(f"SIGKILL: {found['kill']}")
+    if size.pods:
+        found["start"] = start_up(bench, size.pods)
+        tell(f"start-up: {found['start']}")
+    return found
+
+
+def inspect(bench: Bench, repo: str, facts: ModelFacts) -> None:
+    """Make the facts of a model known: the first resource's inspect pod, on a fake node, leaves them."""
+    name = repo.rpartition("/")[2]
+    bench.create(name, repo, 1)
+
+    selector = f"app.kubernetes.io/name=plimsoll-inspect,plimsoll.dev/deployment={name}"
+    [pod] = poll(
+        lambda: bench.kube.list(PODS, namespace=NAMESPACE, selector=selector)[0], f"the inspect pod of {name}"
+    )
+    fake_end = {"plimsoll.dev/fake-exit-code": "0", "plimsoll.dev/fake-exit-message": facts.pack()}
+    client.CoreV1Api(api_client(bench.cluster)).patch_namespaced_pod(
+        pod["metadata"]["name"], NAMESPACE, {"metadata": {"annotations": fake_end}}
+    )
+    if not bench.watch.wait_all(PATIENCE_SECONDS):
+        raise TimeoutError(f"{name} has no pod: {bench.operator.tail()}")
+
+
+def burst(bench: Bench, api: client.ApiClient, resources: int, rate: int) -> dict[str, Any]:
+    """`resources` new ones at `rate` a second."""
+    bench.watch.forget()
+    server, own = counted_writes(api), bench.operator.metric(WRITES)
+    bench.costs.restart()
+    late = 0.0
+    started = time.monotonic()
+    with ThreadPoolExecutor(POSTERS) as posters:
+        pending = []
+        for number in range(resources):
+            time.sleep(max(0.0, started + number / rate - time.monotonic()))
+            pending.append(posters.submit(bench.create_next))
+        for created in pending:
+            created.result()
+        late = time.monotonic() - started - resources / rate
+    cores = bench.costs.cores()
+    complete = bench.watch.wait_all(PATIENCE_SECONDS)
+    drained = time.monotonic() - started
+    took = bench.watch.took()
+    bench.settle()
+    writes = bench.operator.metric(WRITES) - own
+    pods = sum(REPLICAS[number % len(REPLICAS)] for number in range(bench.made - resources, bench.made))
+    last = took[-len(took) // 4 :]
+    return {
+        "rate": rate,
+        "resources": resources,
+        "pods": pods,
+        "complete": complete,
+        "generatorLateSeconds": round(max(late, 0.0), 2),
+        "p50Seconds": round(statistics.median(took), 2),
+        "p99Seconds": round(quantile(took, 0.99), 2),
+        "maxSeconds": round(max(took), 2),
+        "lastQuarterP50Seconds": round(statistics.median(last), 2),
+        "drainedSeconds": round(drained, 1),
+        "cores": cores,
+        "operatorCpuMillisecondsPerResource": round(1000 * bench.costs.seconds("operator") / resources, 1),
+        "writesPerResource": round((writes - 2 * pods) / resources, 2),
+        "writes": int(writes),
+        "writesByServer": since(server, counted_writes(api)),
+    }
+
+
+def quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+
+def lose_nodes(bench: Bench, times: int = 5) -> dict[str, Any]:
+    """A node that is not ready may come back, so its pods keep their places. From the moment it is marked as
+    lost (the taint `out-of-service`) until the plan of a resource names another node."""
+    took = []
+    for number in range(times):
+        name = f"d{number * 7:04}"
+        [lost, *_] = _places(bench, name)
+        _stop_kubelet(bench, lost)
+        marked = time.monotonic()
+        poll(lambda: lost not in _places(bench, name), f"{name} is planned elsewhere", 60)  # noqa: B023
+        took.append(time.monotonic() - marked)
+    return {
+        "times": times,
+        "medianSeconds": round(statistics.median(took), 2),
+        "maxSeconds": round(max(took), 2),
+    }
+
+
+def _places(bench: Bench, name: str) -> list[str]:
+    """The nodes of a resource's newest plan."""
+    plans = (bench.kube.get(DEPLOYMENTS, NAMESPACE, name).get("status") or {}).get("plans") or []
+    return sorted({place["node"] for place in plans[-1]["placements"]}) if plans else []
+
+
+def _stop_kubelet(bench: Bench, node: str) -> None:
+    core = client.CoreV1Api(api_client(bench.cluster))
+    core.patch_node(node, {"metadata": {"annotations": {"plimsoll.dev/fake-not-ready": ""}}})
+
+    def not_ready() -> bool:
+        conditions = bench.kube.get(NODES, None, node)["status"]["conditions"]
+        return any(one["type"] == "Ready" and one["status"] != "True" for one in conditions)
+
+    poll(not_ready, f"node {node} is not ready")
+    lost = {"key": "node.kubernetes.io/out-of-service", "value": "lost", "effect": "NoExecute"}
+    taints = bench.kube.get(NODES, None, node)["spec"].get("taints", [])
+    core.patch_node(node, {"spec": {"taints": [*taints, lost]}})
+
+
+def kill(bench: Bench) -> dict[str, Any]:
+    """SIGKILL, a resource created while nobody is there, and a new operator."""
+    bench.settle()
+    bench.operator.kill()
+    bench.watch.forget()
+    bench.create_next()
+    started = time.monotonic()
+    planned = bench.start_operator()
+    if not bench.watch.wait_all(PATIENCE_SECONDS):
+        raise TimeoutError(f"no pod after the restart: {bench.operator.tail()}")
+    return {
+        "resources": bench.made,
+        "plannedSeconds": round(planned, 1),
+        "newPodBoundSeconds": round(time.monotonic() - started, 1),
+        "residentMiB": bench.costs.resident_mib("operator"),
+    }
+
+
+def start_up(bench: Bench, pods: int) -> dict[str, Any]:
+    """A restart in a cluster with `pods` pods of a usual size, most of them other people's."""
+    bench.operator.kill()
+    there = len(bench.kube.list(PODS)[0])
+    with ThreadPoolExecutor(POSTERS) as posters:
+        list(posters.map(lambda number: _stranger(bench.kube, number), range(pods - there)))
+    seconds = bench.start_operator()
+    resident = bench.costs.resident_mib("operator")
+    cpu = bench.costs.seconds("operator")
+    return {
+        "resources": bench.made,
+        "pods": pods,
+        "seconds": round(seconds, 1),
+        "operatorCpuSeconds": round(cpu, 1),
+        "residentMiB": resident,
+    }
+
+
+def _stranger(kube: Kube, number: int) -> None:
+    """A pod bound to a node that nothing runs: it is there to be listed, 4 KiB of JSON, and costs no fake
+    kubelet. It tolerates everything, or the controllers would take it away."""
+    body = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"stranger-{number}", "labels": {"app": f"app-{number % 50}"}},
+        "spec": {
+            "nodeName": f"elsewhere-{number % 200}",
+            "tolerations": [{"operator": "Exists"}],
+            "automountServiceAccountToken": False,
+            "containers": [
+                {
+                    "name": "main",
+                    "image": "registry.example/app:1",
+                    "env": [{"name": f"SETTING_{index}", "value": "x" * 60} for index in range(30)],
+                    "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}},
+                }
+            ],
+        },
+    }
+    try:
+        kube.create(PODS, NAMESPACE, body)
+    except KubeError as error:
+        raise RuntimeError(f"pod {number}: {error.message}") from error
+
+
+def show(console: Console, found: Mapping[str, Any]) -> None:
+    title = (
+        f"creation to all pods bound, seconds; {found['nodes']} nodes, {found['gpus']} GPUs, "
+        f"{found['gpusPromisedTwice']} GPUs promised twice"
+    )
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    cores = ("operator", "apiserver", "generator", "others")
+    for column in ("rate", "new", "p50", "p99", "max", "writes", "CPU ms", *cores):
+        table.add_column(column, justify="right")
+    for row in found["bursts"]:
+        figures = [row[key] for key in ("rate", "resources", "p50Seconds", "p99Seconds", "maxSeconds")]
+        figures += [row["writesPerResource"], row["operatorCpuMillisecondsPerResource"]]
+        table.add_row(*map(str, figures + [row["cores"][name] for name in cores]))
+    console.print(table)
+    console.print(
+        "writes: of the operator, a resource, less 2 for each pod; CPU ms: of the operator, a resource"
+    )
+    console.print("operator, apiserver, generator, others: cores kept busy while resources were created")
+    for key in ("nodeLoss", "kill", "start"):
+        if key in found:
+            console.print(f"{key}: {found[key]}")
+
+
+def parser() -> argparse.ArgumentParser:
+    given = argparse.ArgumentParser(prog="python -m tests.bench burst")
+    given.add_argument("--nodes", type=int, default=Size.nodes)
+    given.add_argument("--resources", type=int, default=Size.resources, help="of each burst")
+    given.add_argument("--rates", default=",".join(map(str, Size.rates)), help="resources a second, by comma")
+    given.add_argument("--pods", type=int, default=Size.pods, help="at start-up; 0 leaves it out")
+    return given
+
+
+def asked(given: argparse.Namespace) -> Size:
+    rates = tuple(int(rate) for rate in given.rates.split(","))
+    return Size(given.nodes, given.resources, rates, given.pods)
