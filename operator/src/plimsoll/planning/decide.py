@@ -43,8 +43,8 @@ def decide(
     places. `agreed`: the option that was chosen together with other deployments."""
     placements = [held.placement for held in kept]
     served = {placement.replica for placement in placements}
-    missing = [replica for replica in range(request.spec.replicas) if replica not in served]
-    in_force = request.current if placements or not missing else None
+    missing = [replica for replica in request.wanted if replica not in served]
+    in_force = request.current if placements or not missing or request.pinned else None
     if in_force is not None and not missing:
         return Decision(finished(in_force, request, placements))
     rejection = not_possible(request, world.capabilities)

@@ -65,7 +65,7 @@ def _runnable(
     if single_node(request.volume) or not_possible(request, world.capabilities):
         return ()
     admitted = world.admission.admitted(request, eligibility)
-    if request.current is not None and missing[request.uid] < request.spec.replicas:
+    if request.current is not None and (request.pinned or missing[request.uid] < len(request.wanted)):
         option = world.catalog.option_in_force(request, request.current, admitted)
         return (option,) if option.admitted.pools else ()
     options = world.catalog.gpu_options(request, admitted)

@@ -37,13 +37,13 @@ def plan(snapshot: Snapshot) -> Decisions:
     answered from what is left, and hold nothing.
     """
     world = world_of(snapshot)
-    owned = pods_by_owner(snapshot.pods, (request.uid for request in snapshot.deployments))
+    owned = pods_by_owner(snapshot.pods, (request.owner for request in snapshot.deployments))
     ordered = sorted(snapshot.deployments, key=precedence)
     holding = [request for request in ordered if holds(request)]
     eligibilities = {request.uid: Eligibility(request) for request in ordered}
     kept = {
         request.uid: keep(
-            request, owned.get(request.uid, ()), world.supply, eligibilities[request.uid], world.room
+            request, owned.get(request.owner, ()), world.supply, eligibilities[request.uid], world.room
         )
         for request in holding
     }
@@ -51,7 +51,7 @@ def plan(snapshot: Snapshot) -> Decisions:
     _check(snapshot, holding, kept, decisions)
     for request in ordered:
         if not holds(request):
-            own = owned.get(request.uid, ())
+            own = owned.get(request.owner, ())
             decisions[request.uid] = _answer(request, own, eligibilities[request.uid], world)
     return decisions
 
@@ -76,7 +76,7 @@ def _decided(
     world: World,
 ) -> dict[str, Decision]:
     missing = {
-        request.uid: request.spec.replicas - len({held.placement.replica for held in kept[request.uid]})
+        request.uid: len(request.wanted) - len({held.placement.replica for held in kept[request.uid]})
         for request in holding
     }
     agreed = options_together(holding, missing, eligibilities, world)

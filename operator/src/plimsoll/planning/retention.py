@@ -45,8 +45,9 @@ def keep(
     if request.current is None:
         return ()
     stages: dict[int, list[PlanPlacement]] = {}
+    wanted = set(request.wanted)
     for placement in request.current.placements:
-        if placement.replica < request.spec.replicas:
+        if placement.replica in wanted:
             stages.setdefault(placement.replica, []).append(placement)
     kept: list[Held] = []
     for replica in sorted(stages):

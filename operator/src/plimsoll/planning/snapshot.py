@@ -31,6 +31,23 @@ class DeploymentRequest:
     """The plan of this same revision that is in force; its placements stay unless they are invalid."""
     excluded_nodes: frozenset[str] = field(default_factory=frozenset)
     """Nodes where this deployment was found unschedulable."""
+    owner_uid: str = ""
+    """Whose pods these are, where one LLMDeployment is planned for two revisions. Default: `uid`."""
+    replicas: tuple[int, ...] | None = None
+    """Which replicas to place. Default: 0 to spec.replicas - 1."""
+    pinned: bool = False
+    """The configuration of `current` stays even when none of its placements does."""
+    excluded_configurations: frozenset[str] = field(default_factory=frozenset)
+    """What ran out of memory before, see `planning.exclusions`."""
+
+    @property
+    def owner(self) -> str:
+        return self.owner_uid or self.uid
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """The replicas that need a place."""
+        return tuple(range(self.spec.replicas)) if self.replicas is None else self.replicas
 
 
 @dataclass(frozen=True, slots=True)
