@@ -31,6 +31,7 @@ class GPUClass:
     """Units of `resource_name` that the node allocates."""
     sharing: Sharing
     usable: bool
-    """Whole and exclusive, and everything the planner needs is known."""
+    """Exclusive (a whole GPU, or a MIG slice with memory of its own), and everything the planner needs is
+    known."""
     reason: str = ""
     """Why it is not usable, with the label named; empty when it is."""

@@ -1,9 +1,10 @@
 """Which GPUs a node has, from its labels and allocatable resources.
 
 The labels are contracts of several publishers, in new and deprecated spellings, and they contradict each
-other in practice. A class is usable only when everything says "whole, exclusive GPU" and memory is known;
-everything else is told apart and refused with a reason that names the label. Guessing was the rejected
-alternative: a shared GPU taken for a whole one is an out-of-memory crash of two tenants. Never raises.
+other in practice. A class is usable only when everything says "whole, exclusive GPU" or "MIG slice with
+memory of its own", and its memory is known; everything else is told apart and refused with a reason that
+names the label. Guessing was the rejected alternative: a shared GPU taken for a whole one is an out-of-memory
+crash of two tenants. Never raises.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from plimsoll.inventory import nvidia
+from plimsoll.inventory import mig, nvidia
 from plimsoll.inventory.gpu_class import GPUClass, Sharing
 from plimsoll.inventory.views import NodeView
 
@@ -81,8 +82,7 @@ def _others(node: NodeView) -> Iterator[GPUClass]:
 
 
 def _looks_like_gpu(name: str) -> bool:
-    if name in (nvidia.GPU, nvidia.SHARED, AMD, *nvidia.HAMI_RESOURCES) or nvidia.MIG_RESOURCE.fullmatch(
-        name
-    ):
+    known = (nvidia.GPU, nvidia.SHARED, AMD, *nvidia.HAMI_RESOURCES)
+    if name in known or mig.RESOURCE.fullmatch(name):
         return False
     return re.search(r"gpu(?![a-z])", name.lower()) is not None and not name.endswith("_monitoring")

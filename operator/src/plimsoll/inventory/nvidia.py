@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
-from plimsoll.inventory import products
+from plimsoll.inventory import mig, products
 from plimsoll.inventory.gpu_class import GPUClass, Sharing
 from plimsoll.inventory.products import MIB, Product
 from plimsoll.inventory.views import NodeView
@@ -21,7 +21,6 @@ from plimsoll.inventory.views import NodeView
 VENDOR = "NVIDIA"
 GPU = "nvidia.com/gpu"
 SHARED = "nvidia.com/gpu.shared"
-MIG_RESOURCE = re.compile(r"nvidia\.com/mig-[a-z0-9.+_-]+")
 PRODUCT, MEMORY, COUNT = "nvidia.com/gpu.product", "nvidia.com/gpu.memory", "nvidia.com/gpu.count"
 REPLICAS, STRATEGY = "nvidia.com/gpu.replicas", "nvidia.com/gpu.sharing-strategy"
 MAJOR, MINOR = "nvidia.com/gpu.compute.major", "nvidia.com/gpu.compute.minor"
@@ -30,6 +29,7 @@ HAMI_RESOURCES = ("nvidia.com/gpumem", "nvidia.com/gpumem-percentage", "nvidia.c
 EC2 = ("karpenter.k8s.aws/instance-gpu-", "eks.amazonaws.com/instance-gpu-")
 """Karpenter's labels, and EKS Auto Mode's for the same."""
 GKE = "cloud.google.com/gke-"
+PARTITION = GKE + "gpu-partition-size"
 PRODUCT_LABELS = (PRODUCT, GKE + "accelerator", *(key + "name" for key in EC2), "gpu.nvidia.com/model")
 """Who names the product, most trusted first. The last is CoreWeave's."""
 COUNT_LABELS = (COUNT, GKE + "accelerator-count", *(key + "count" for key in EC2))
@@ -38,7 +38,7 @@ MEMORY_TOLERANCE_PERCENT = 25
 """A memory label further than this from the product's own size is a contradiction: drivers differ by 2 %, a
 label in GiB or bytes by a factor of a thousand, another card by a third."""
 PLAUSIBLE_MIB = (1024, 2 * 1024 * 1024)
-WHOLE_ONLY = "this version uses whole GPUs only"
+WHOLE_ONLY = "only exclusive GPUs are used"
 _STRATEGIES = {
     "time-slicing": Sharing.TIME_SLICING,
     "time-sharing": Sharing.TIME_SLICING,  # GKE's word
@@ -62,16 +62,19 @@ def classes(node: NodeView) -> Iterator[GPUClass]:
     """One class per NVIDIA resource of the node, and one for GPUs that labels promise and no resource
     offers."""
     offered = node.allocatable.extended
-    mig = sorted(name for name, total in offered.items() if total > 0 and MIG_RESOURCE.fullmatch(name))
-    for name in mig:
-        yield _mig_class(node, name, offered[name])
+    slices = sorted(name for name, total in offered.items() if total > 0 and mig.RESOURCE.fullmatch(name))
+    for name in slices:
+        card = node.labels.get(PRODUCT, "")
+        yield _mig_class(node, name, offered[name], mig.of_mixed(node.labels, name, offered[name], card))
     shared = offered.get(SHARED, 0)
     if shared > 0:
         yield _class(node, SHARED, shared, *_sharing_of_renamed(node.labels))
     total = offered.get(GPU, 0)
-    if total > 0:
+    if total > 0 and (part := _single_mig(node, total)):
+        yield _mig_class(node, GPU, total, part)
+    elif total > 0:
         yield _class(node, GPU, total, *_sharing(node, total))
-    elif not mig and not shared and (named := _first(node.labels, PRODUCT_LABELS)):
+    elif not slices and not shared and (named := _first(node.labels, PRODUCT_LABELS)):
         reason = f"label {named} names a GPU, but the node offers no {GPU}: its device plugin does not run"
         bad = next((problem for problem in node.problems if f"[{GPU}]" in problem), reason)
         yield _class(node, GPU, 0, Sharing.UNKNOWN, bad)
@@ -93,18 +96,31 @@ def _class(node: NodeView, resource: str, total: int, sharing: Sharing, problem:
     )
 
 
-def _mig_class(node: NodeView, resource: str, total: int) -> GPUClass:
-    memory = node.labels.get(f"{resource}.memory", "")
+def _single_mig(node: NodeView, total: int) -> mig.Slice | None:
+    """What `nvidia.com/gpu` is where all GPUs of the node are cut into slices of one profile."""
+    labels = node.labels
+    if mig.IN_PRODUCT in labels.get(PRODUCT, ""):
+        return mig.of_single(labels, total)
+    if partition := labels.get(PARTITION, ""):
+        card = labels.get(_first(labels, PRODUCT_LABELS), "")
+        return mig.of_partition(card, partition, f"label {PARTITION}={partition}")
+    return None
+
+
+def _mig_class(node: NodeView, resource: str, total: int, part: mig.Slice) -> GPUClass:
+    identity = _identity(node.labels)
+    hami = _hami(node)
+    reason = f"{hami}: HAMi counts virtual GPUs, {WHOLE_ONLY}" if hami else part.problem
     return GPUClass(
         vendor=VENDOR,
-        product=node.labels.get(f"{resource}.product") or node.labels.get(PRODUCT, ""),
-        memory_bytes=int(memory) * MIB if re.fullmatch(r"[0-9]{1,7}", memory) else 0,
-        compute_capability=_identity(node.labels).compute_capability,
+        product=part.product,
+        memory_bytes=part.memory_bytes,
+        compute_capability=identity.compute_capability,
         resource_name=resource,
         total=total,
-        sharing=Sharing.MIG,
-        usable=False,
-        reason=f"{resource} is a MIG slice, {WHOLE_ONLY}",
+        sharing=Sharing.HAMI if hami else Sharing.MIG,
+        usable=not reason,
+        reason=reason,
     )
 
 
@@ -121,8 +137,6 @@ def _sharing(node: NodeView, total: int) -> tuple[Sharing, str]:
         return Sharing.HAMI, f"{hami}: HAMi counts virtual GPUs as {GPU}, {WHOLE_ONLY}"
     product, strategy = labels.get(PRODUCT, ""), labels.get(STRATEGY, "none")
     replicas = labels.get(REPLICAS, "1")
-    if "-MIG-" in product:
-        return Sharing.MIG, f"label {PRODUCT}={product}: a MIG slice, {WHOLE_ONLY}"
     if strategy in _STRATEGIES:
         return _STRATEGIES[strategy], f"label {STRATEGY}={strategy}: the GPU is shared, {WHOLE_ONLY}"
     if product.endswith("-SHARED"):
@@ -144,11 +158,6 @@ def _hami(node: NodeView) -> str:
 
 
 def _sharing_of_cloud(labels: Mapping[str, str], total: int) -> tuple[Sharing, str]:
-    if partition := labels.get(GKE + "gpu-partition-size", ""):
-        return (
-            Sharing.MIG,
-            f"label {GKE}gpu-partition-size={partition}: a MIG slice, {WHOLE_ONLY}",
-        )
     if strategy := labels.get(GKE + "gpu-sharing-strategy", ""):
         sharing = _STRATEGIES.get(strategy, Sharing.UNKNOWN)
         return (

@@ -50,7 +50,7 @@ class Admission:
     def admitted(self, request: DeploymentRequest, eligibility: Eligibility) -> Admitted:
         key = _asks(request)
         if key not in self._known:
-            wanted = Wanted(request.spec.placement.accelerators)
+            wanted = Wanted(request.spec.placement)
             self._known[key] = tuple(
                 pool for pool in self._pools(request) if not _refusal(pool, wanted, eligibility)
             )
@@ -61,7 +61,7 @@ class Admission:
 
     def refused(self, request: DeploymentRequest, eligibility: Eligibility) -> list[Refused]:
         """Why the rest may not be used."""
-        wanted = Wanted(request.spec.placement.accelerators)
+        wanted = Wanted(request.spec.placement)
         found: list[Refused] = []
         for pool in self._pools(request):
             if refusal := _refusal(pool, wanted, eligibility):
@@ -85,6 +85,7 @@ def _asks(request: DeploymentRequest) -> Hashable:
     wished = placement.accelerators
     return (
         placement.device,
+        placement.sharing,
         tuple(sorted(placement.node_selector.items())),
         tuple((t.key, t.operator, t.value, t.effect) for t in placement.tolerations),
         tuple(wished.products),

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec, PlanStatus, WeightsPrecision
+from plimsoll.inventory.gpu_class import Sharing
 from plimsoll.inventory.products import names
 from plimsoll.model.facts import ModelFacts
 from plimsoll.planning.admission import Admitted
@@ -68,6 +69,17 @@ class _Kind:
     pools: tuple[Pool, ...]
     memories: tuple[int, ...]
     """Bytes of one GPU: GPUs of one product differ by driver. Ascending."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many of these GPUs may work on one stage. MIG slices reach no other slice: neither NVLink nor
+        peer access crosses their border."""
+        return TENSOR_PARALLEL[:1] if self.sliced else TENSOR_PARALLEL
+
+    @property
+    def sliced(self) -> bool:
+        gpu = self.pools[0].gpu
+        return gpu is not None and gpu.sharing is Sharing.MIG
 
     @property
     def first(self) -> Pool:
@@ -137,7 +149,7 @@ class Catalog:
         weights = precision(request.spec, request.facts)
         fewest = 0
         """GPUs of the smallest cut over several nodes so far."""
-        for tensor in TENSOR_PARALLEL:
+        for tensor in kind.sizes:
             wide = tuple(pool for pool in kind.pools if pool.gpu and pool.gpu.total >= tensor)
             whole = self._sized(request, configuration(Device.GPU, weights, tensor))
             if not wide or whole is None:
@@ -145,7 +157,8 @@ class Catalog:
             yield self._gpu_option(request, whole, wide, admitted)
             if least_line >= whole.needed:
                 return
-            cut = self._staged(request, whole, most_line) if most_line < whole.needed else None
+            stages = most_line < whole.needed and not kind.sliced
+            cut = self._staged(request, whole, most_line) if stages else None
             gpus = tensor * cut.footprint.configuration.pipeline_parallel if cut else 0
             if cut and (not fewest or gpus < fewest):
                 yield self._gpu_option(request, cut, wide, admitted)

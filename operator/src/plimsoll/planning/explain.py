@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec, MeasuredStage, PlanStatus, StageMemory
 from plimsoll.inventory.capacity import free_by_node, held_on
-from plimsoll.inventory.labels import gpu_classes
 from plimsoll.inventory.views import NodeView, PodView
 from plimsoll.model.facts import ModelFacts
 from plimsoll.planning import words
@@ -148,7 +147,7 @@ def pictures(
     free = free_by_node(ordered, others)
     drawn: list[NodePicture] = []
     for node in ordered:
-        for gpu in gpu_classes(node):
+        for gpu in node.gpus:
             if not gpu.usable:
                 continue
             left = max(0, free[node.name].extended.get(gpu.resource_name, 0))

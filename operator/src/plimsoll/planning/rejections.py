@@ -66,7 +66,7 @@ def no_nodes(supply: Supply, refused: Sequence[Refused], device: Device) -> Reje
         reason = VOLUME_UNAVAILABLE
     if refused:
         found = words.count(len({node.name for nodes, _ in refused for node in nodes}), "node")
-        with_gpu = " with whole GPUs" if device is Device.GPU else ""
+        with_gpu = " with usable GPUs" if device is Device.GPU else ""
         return Rejection(reason, f"none of {found}{with_gpu} can be used: {grouped(refused)}")
     if device is Device.CPU:
         return Rejection(reason, "the cluster has no nodes")

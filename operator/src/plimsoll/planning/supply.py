@@ -12,8 +12,8 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from plimsoll.api.v1alpha1 import Accelerators
-from plimsoll.inventory.gpu_class import GPUClass
+from plimsoll.api.v1alpha1 import GPUSharing, Placement
+from plimsoll.inventory.gpu_class import GPUClass, Sharing
 from plimsoll.inventory.products import names
 from plimsoll.inventory.quantity import at_least
 from plimsoll.inventory.views import NodeView
@@ -88,9 +88,11 @@ class Supply:
 
 
 class Wanted:
-    """What `placement.accelerators` asks for."""
+    """Which GPUs `placement` asks for."""
 
-    def __init__(self, accelerators: Accelerators) -> None:
+    def __init__(self, placement: Placement) -> None:
+        accelerators = placement.accelerators
+        self._sharing = placement.sharing
         self._products = tuple(accelerators.products)
         self._memory_text = accelerators.min_memory
         self._memory = at_least(accelerators.min_memory) if accelerators.min_memory else 0
@@ -98,6 +100,10 @@ class Wanted:
 
     def mismatch(self, gpu: GPUClass) -> str:
         """Why the GPU is not what was asked for; empty when it is."""
+        sliced = gpu.sharing is Sharing.MIG
+        if sliced is not (self._sharing is GPUSharing.MIG):
+            has = f"MIG slices ({gpu.product})" if sliced else f"whole GPUs ({gpu.product})"
+            return f"has {has}, placement.sharing is {self._sharing}"
         if self._products and not any(names(wish, gpu.product) for wish in self._products):
             wishes = ", ".join(self._products)
             return f"has {gpu.product}, placement.accelerators.products asks for {wishes}"

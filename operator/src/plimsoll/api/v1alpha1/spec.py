@@ -181,6 +181,13 @@ class Toleration(Model):
     )
 
 
+class GPUSharing(StrEnum):
+    """What a worker gets of a GPU."""
+
+    EXCLUSIVE = "Exclusive"
+    MIG = "MIG"
+
+
 class Placement(Model):
     """Where replicas may run."""
 
@@ -188,6 +195,9 @@ class Placement(Model):
     """GPU or CPU. CPU is used only when it is asked for here. Default: GPU."""
     accelerators: Accelerators = Field(default_factory=Accelerators)
     """Which GPUs may be used."""
+    sharing: GPUSharing = GPUSharing.EXCLUSIVE
+    """Exclusive: whole GPUs. MIG: one MIG slice a replica, a part of a GPU with memory of its own. Default:
+    Exclusive."""
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] = Field(default_factory=dict)
     """Labels a node must have."""
     tolerations: Annotated[list[Toleration], Field(max_length=16)] = Field(default_factory=list)
@@ -204,6 +214,11 @@ class Placement(Model):
             "!has(self.accelerators.minComputeCapability))",
             lambda placement: placement.device is Device.GPU or placement.accelerators == Accelerators(),
             "accelerators are for device GPU: remove them or write device: GPU",
+        ),
+        Rule(
+            "self.device == 'GPU' || !has(self.sharing) || self.sharing == 'Exclusive'",
+            lambda placement: placement.device is Device.GPU or placement.sharing is GPUSharing.EXCLUSIVE,
+            "sharing: MIG is for device GPU: remove it or write device: GPU",
         ),
         label_keys("node_selector", "nodeSelector"),
     )
