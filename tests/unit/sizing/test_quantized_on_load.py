@@ -14,11 +14,10 @@ from plimsoll.model.facts import ModelFacts, Role
 from plimsoll.sizing import kv_cache as kv
 from plimsoll.sizing.footprint import Configuration, footprint
 from plimsoll.sizing.parallel import ParallelRefused
-from plimsoll.sizing.profile import MemoryProfile
 from plimsoll.sizing.quantized import layer_parts, matrices
 from plimsoll.sizing.schemes import FP8, INT4, INT8, SCHEMES, CacheScheme, QuantizationScheme, Quantized
 from plimsoll.sizing.weights import loaded_bytes
-from plimsoll_worker.launch import MemoryCategory, Precision, WeightsScheme
+from plimsoll_worker.launch import Precision, WeightsScheme
 
 LAYER = 2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096
 ROWS = (4096 + 2 * 1024 + 4096) + (2 * 14336 + 4096)
@@ -148,18 +147,3 @@ def test_an_fp8_cache_halves_keys_and_values_and_leaves_states() -> None:
     assert kv.bounded_bytes_per_sequence(hybrid, CacheScheme.FP8) == kv.bounded_bytes_per_sequence(
         hybrid, Precision.BF16
     )
-
-
-def test_a_measured_profile_replaces_every_constant_and_nothing_else() -> None:
-    facts, configuration = facts_of(LLAMA_8B), on_gpu(tensor=2)
-    shipped = footprint(facts, configuration, workload()).worst.bytes
-    profile = MemoryProfile(runtime=1, communication=2, cuda_graphs=3, fragmentation=4)
-    stage = footprint(facts, configuration, workload(), profile).worst
-    assert stage.bytes == shipped.model_copy(
-        update={"runtime": 1, "communication": 2, "cuda_graphs": 3, "fragmentation": 4}
-    )
-    assert {term.formula for term in stage.terms if term.category is MemoryCategory.RUNTIME} == {
-        "measured for this configuration"
-    }
-    with pytest.raises(ValueError, match="runtime is -1 bytes"):
-        replace(profile, runtime=-1)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from plimsoll.model.facts import ModelFacts
 from plimsoll.sizing.configuration import Configuration, Term, Workload
 from plimsoll.sizing.parallel import check_parallel, split_stages
-from plimsoll.sizing.profile import MemoryProfile
 from plimsoll.sizing.quantized import check_groups
 from plimsoll.sizing.runtime import RuntimeConstants, runtime_constants
 from plimsoll.sizing.terms import RankTerms
@@ -58,13 +57,12 @@ def footprint(
     facts: ModelFacts,
     configuration: Configuration,
     workload: Workload,
-    constants: RuntimeConstants | MemoryProfile | None = None,
+    constants: RuntimeConstants | None = None,
 ) -> Footprint:
     """Bytes by category on the fullest rank of every stage.
 
-    `constants`: what no closed form gives: other constants, or what was measured for this configuration; None
-    takes the shipped ones of its device. Raises ParallelRefused when the model cannot be cut as the
-    configuration says.
+    `constants`: what no closed form gives; None takes the shipped ones of its device. Raises ParallelRefused
+    when the model cannot be cut as the configuration says.
     """
     check_parallel(facts, tensor=configuration.tensor_parallel, pipeline=configuration.pipeline_parallel)
     if configuration.scheme is not None:

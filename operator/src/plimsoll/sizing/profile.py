@@ -1,26 +1,96 @@
-"""What a worker measured for one configuration, in place of the constants that no closed form gives.
+"""What workers measured, and what it says of a configuration that is to be planned.
 
-Only these four categories: weights and cache have closed forms that a measurement must confirm, not replace,
-and activations follow a workload that may differ from the measured one. Which configuration a profile
-belongs to is its owner's matter; sizing takes the bytes as they are.
+    measured bytes of a stage's fullest rank ──┐
+    closed form where it was measured ─────────┼─→ bytes of the wanted configuration, category by category
+    closed form of what is wanted ─────────────┘
+
+Each category moves as its closed form moves: the cache by tokens, activations by the token budget, weights by
+the shard, and what no closed form gives (context, graphs) stays as measured. So the same configuration gets
+exactly what was measured, and a neighbour only the terms scaled that its difference touches. Replacing the
+constants alone was the alternative; it would repeat every error of a closed form that was already measured.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from plimsoll.model.facts import ModelFacts
+from plimsoll.sizing.configuration import Configuration, Term, Workload
+from plimsoll.sizing.footprint import Footprint, StageFootprint, footprint
+from plimsoll_worker.launch import MemoryCategory, PredictedMemory
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryProfile:
-    """Bytes on the fullest rank, as its ledger found them."""
+class StageProfile:
+    """The ledger of the fullest rank of one stage, and what was run when it was written."""
 
-    runtime: int
-    """Context, libraries and workspaces."""
-    communication: int
-    cuda_graphs: int
-    fragmentation: int
+    stage: int
+    measured: PredictedMemory
+    """Bytes by category; what the ledger could not attribute is counted into `runtime`."""
+    configuration: Configuration
+    workload: Workload
+    """With `kv_tokens` as the pool really held."""
+    margin: int = 0
+    """Bytes that planning keeps free beside the measured ones, until they are trusted."""
 
-    def __post_init__(self) -> None:
-        for name, size in vars(self).items():
-            if size < 0:
-                raise ValueError(f"profile: {name} is {size} bytes, expected 0 or more")
+    def stands_for(self, configuration: Configuration) -> bool:
+        """Whether the bytes of `configuration` follow from these: everything that closed forms do not scale
+        is the same."""
+        mine = self.configuration
+        return (
+            mine.device is configuration.device
+            and mine.kept == configuration.kept
+            and mine.cached == configuration.cached
+            and mine.pipeline_parallel == configuration.pipeline_parallel
+        )
+
+    def distance(self, configuration: Configuration, workload: Workload) -> tuple[int, int, int]:
+        """How far off, for choosing the nearest of several profiles; (0, 0, 0) is the same run."""
+        return (
+            abs(self.configuration.tensor_parallel - configuration.tensor_parallel),
+            abs(self.workload.max_batched_tokens - workload.max_batched_tokens),
+            abs(self.workload.max_sequences - workload.max_sequences),
+        )
+
+
+def measured_footprint(
+    facts: ModelFacts,
+    configuration: Configuration,
+    workload: Workload,
+    profiles: Mapping[int, StageProfile],
+) -> Footprint:
+    """Bytes by category from what was measured; a stage without a profile keeps its closed form.
+
+    `profiles`: by stage, each one that `stands_for` the configuration. Raises ParallelRefused when the model
+    cannot be cut as the configuration says.
+    """
+    closed = footprint(facts, configuration, workload)
+    stages = tuple(
+        _measured_stage(facts, stage, profiles[stage.stage]) if stage.stage in profiles else stage
+        for stage in closed.stages
+    )
+    return Footprint(configuration, workload, stages)
+
+
+def _measured_stage(facts: ModelFacts, wanted: StageFootprint, profile: StageProfile) -> StageFootprint:
+    there = footprint(facts, profile.configuration, profile.workload).stages[profile.stage].bytes
+    values: dict[str, int] = {}
+    terms: list[Term] = []
+    for name, field in PredictedMemory.model_fields.items():
+        found, at, now = (getattr(source, name) for source in (profile.measured, there, wanted.bytes))
+        values[name], told = _followed(found, at, now)
+        if values[name]:
+            terms.append(Term(MemoryCategory(field.alias or name), told, values[name]))
+    return StageFootprint(wanted.stage, wanted.layers, PredictedMemory(**values), tuple(terms))
+
+
+def _followed(found: int, at: int, now: int) -> tuple[int, str]:
+    """Bytes, and how they come about: `found` was measured where the closed form is `at`, and it is `now`
+    where they are wanted."""
+    if at == now:
+        return found, "measured"
+    if at == 0:
+        # One GPU has no collectives: what two need was not measured.
+        return found + now, f"{found} B measured + {now} B by the closed form"
+    return -(-found * now // at), f"{found} B measured × {now} / {at} by the closed form"

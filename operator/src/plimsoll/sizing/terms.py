@@ -15,7 +15,6 @@ from plimsoll.sizing import weights as held
 from plimsoll.sizing.activations import layer_peak, logits_peak
 from plimsoll.sizing.configuration import Configuration, Term, Workload
 from plimsoll.sizing.parallel import kv_heads_per_rank
-from plimsoll.sizing.profile import MemoryProfile
 from plimsoll.sizing.quantized import layer_parts
 from plimsoll.sizing.runtime import RuntimeConstants
 from plimsoll.sizing.schemes import CachePrecision, Quantized
@@ -30,7 +29,7 @@ class RankTerms:
         facts: ModelFacts,
         configuration: Configuration,
         workload: Workload,
-        constants: RuntimeConstants | MemoryProfile,
+        constants: RuntimeConstants,
     ) -> None:
         self.facts = facts
         self.configuration = configuration
@@ -180,9 +179,6 @@ class RankTerms:
 
     def _overheads(self, loaded: int, activations: int) -> Iterator[Term]:
         constants = self._constants
-        if isinstance(constants, MemoryProfile):
-            yield from _measured(constants)
-            return
         tensor, pipeline = self.configuration.tensor_parallel, self.configuration.pipeline_parallel
         slack = (
             loaded * constants.weight_slack_permille // 1000
@@ -208,17 +204,6 @@ class RankTerms:
         ):
             if size:
                 yield Term(category, formula, size)
-
-
-def _measured(profile: MemoryProfile) -> Iterator[Term]:
-    for category, size in (
-        (MemoryCategory.CUDA_GRAPHS, profile.cuda_graphs),
-        (MemoryCategory.COMMUNICATION, profile.communication),
-        (MemoryCategory.RUNTIME, profile.runtime),
-        (MemoryCategory.FRAGMENTATION, profile.fragmentation),
-    ):
-        if size:
-            yield Term(category, "measured for this configuration", size)
 
 
 def _held(size: int, precision: Precision | None) -> str:
