@@ -44,8 +44,9 @@ def test_both_charts_have_the_version_of_the_program() -> None:
 
 
 def test_the_crd_chart_keeps_the_crds_when_it_goes(render: Render) -> None:
-    [crd] = render(chart="plimsoll-crds")
-    assert crd["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    crds = render(chart="plimsoll-crds")
+    assert {crd["spec"]["names"]["kind"] for crd in crds} == {"LLMDeployment", "MemoryProfile"}
+    assert all(crd["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"} for crd in crds)
 
 
 def test_one_planner_at_a_time(render: Render) -> None:

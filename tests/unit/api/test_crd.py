@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field
 
 from plimsoll.api import crd, reference
+from plimsoll.api.kinds import KINDS, LLM_DEPLOYMENT, CustomKind
 from plimsoll.api.v1alpha1.fields import Matches, Model, Rule
 
 REPOSITORY = Path(__file__).parents[3]
@@ -51,16 +52,26 @@ def definition() -> dict[str, Any]:
     return crd.custom_resource_definition()
 
 
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.kind)
+def tree(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
+    return fields_of(request.param)
+
+
 @pytest.fixture(scope="module")
-def tree() -> dict[str, dict[str, Any]]:
-    schema = crd.open_api_schema()
+def deployment() -> dict[str, dict[str, Any]]:
+    return fields_of(LLM_DEPLOYMENT)
+
+
+def fields_of(kind: CustomKind) -> dict[str, dict[str, Any]]:
+    """Every schema node of a kind by its path."""
+    schema = crd.open_api_schema(kind)
     schema["properties"].pop("metadata")  # the API server's own
     return dict(nodes(schema))
 
 
-@pytest.mark.parametrize("directory", crd.DIRECTORIES, ids=str)
-def test_the_committed_file_is_what_the_models_say(directory: Path) -> None:
-    assert (REPOSITORY / directory / crd.FILE_NAME).read_text(encoding="utf-8") == crd.rendered()
+@pytest.mark.parametrize("path", crd.files(), ids=str)
+def test_the_committed_file_is_what_the_models_say(path: Path) -> None:
+    assert (REPOSITORY / path).read_text(encoding="utf-8") == crd.files()[path]
 
 
 def test_the_reference_page_is_what_the_crd_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -126,11 +137,11 @@ def test_every_list_map_and_text_is_bounded(tree: dict[str, dict[str, Any]]) -> 
 
 
 def test_items_of_object_lists_have_keys_unless_the_list_is_replaced_whole(
-    tree: dict[str, dict[str, Any]],
+    deployment: dict[str, dict[str, Any]],
 ) -> None:
     keyed = {
         path: node.get("x-kubernetes-list-map-keys")
-        for path, node in tree.items()
+        for path, node in deployment.items()
         if node.get("type") == "array" and node["items"].get("type") == "object"
     }
     assert keyed == {
@@ -151,21 +162,21 @@ def test_status_has_no_defaults(tree: dict[str, dict[str, Any]]) -> None:
     assert [path for path, node in tree.items() if path.startswith(".status") and "default" in node] == []
 
 
-def test_optional_objects_open_their_defaults(tree: dict[str, dict[str, Any]]) -> None:
-    opened = [path for path, node in tree.items() if node.get("default") == {}]
+def test_optional_objects_open_their_defaults(deployment: dict[str, dict[str, Any]]) -> None:
+    opened = [path for path, node in deployment.items() if node.get("default") == {}]
     sections = ("workload", "quantization", "placement", "plan", "rollout", "service")
     assert opened == [f".spec.{section}" for section in sections]
 
 
 def test_scale_and_columns_point_at_fields_that_exist(
-    definition: dict[str, Any], tree: dict[str, dict[str, Any]]
+    definition: dict[str, Any], deployment: dict[str, dict[str, Any]]
 ) -> None:
     [version] = definition["spec"]["versions"]
     scale = version["subresources"]["scale"]
-    assert {tree[path]["type"] for path in (scale["specReplicasPath"], scale["statusReplicasPath"])} == {
-        "integer"
-    }
-    assert tree[scale["labelSelectorPath"]]["type"] == "string"
+    assert {
+        deployment[path]["type"] for path in (scale["specReplicasPath"], scale["statusReplicasPath"])
+    } == {"integer"}
+    assert deployment[scale["labelSelectorPath"]]["type"] == "string"
     columns = {column["name"]: column for column in version["additionalPrinterColumns"]}
     assert [name for name, column in columns.items() if not column["priority"]] == [
         "Ready", "Reason", "Model", "Plan", "Replicas", "Serving", "Age"
@@ -176,7 +187,7 @@ def test_scale_and_columns_point_at_fields_that_exist(
         "URL": ".status.url",
     }.items():
         assert columns[name]["jsonPath"].replace("[0]", "[]") == path
-        assert path in tree
+        assert path in deployment
 
 
 class Union(Model):

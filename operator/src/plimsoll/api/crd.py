@@ -1,4 +1,4 @@
-"""Writes the CustomResourceDefinition from the pydantic models: `python -m plimsoll.api.crd [--check] [DIR]`.
+"""Writes the CustomResourceDefinitions from the models: `python -m plimsoll.api.crd [--check] [DIR]`.
 
 A CRD takes less than JSON Schema: no references, no null, no titles, no `additionalProperties: false` beside
 properties. So pydantic's schema is rewritten key by key, and a key that this module does not know stops it:
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ import yaml
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from plimsoll.api.v1alpha1 import GROUP, KIND, MAX_NAME_LENGTH, PLURAL, VERSION, LLMDeployment, Model
+from plimsoll.api.kinds import KINDS, LLM_DEPLOYMENT, CustomKind
+from plimsoll.api.v1alpha1 import GROUP, VERSION, Model
 from plimsoll.api.v1alpha1.fields import INT_OR_STRING, VALIDATIONS
 
-FILE_NAME = f"{PLURAL}.{GROUP}.yaml"
 DIRECTORIES = (Path("crds"), Path("charts/plimsoll-crds/templates"))
-"""Where the file is committed, the same bytes: for `kubectl apply`, and as the template of the CRD chart."""
+"""Where the files are committed, the same bytes: for `kubectl apply`, and as templates of the CRD chart."""
 
 HEADER = "# Written by `python -m plimsoll.api.crd` from operator/src/plimsoll/api/v1alpha1; edit that.\n"
 
@@ -61,37 +61,6 @@ DROPPED = frozenset(
     {"title", "propertyNames", "default", "additionalProperties", "$ref", "$defs", "const", "anyOf"}
 )
 """Without a counterpart (title; keys of maps are checked by rules), or treated one by one below."""
-
-NAME_RULE = {
-    "rule": f"self.metadata.name.matches('^[a-z]([-a-z0-9]{{0,{MAX_NAME_LENGTH - 2}}}[a-z0-9])?$')",
-    "message": f"metadata.name also names Services and pods: write at most {MAX_NAME_LENGTH} lower case "
-    "letters, digits and '-', beginning with a letter and ending with a letter or digit",
-    "fieldPath": ".metadata.name",
-}
-
-PRINTER_COLUMNS = (
-    (
-        "Ready",
-        "string",
-        0,
-        '.status.conditions[?(@.type=="Ready")].status',
-        "Whether all replicas of this generation answer.",
-    ),
-    ("Reason", "string", 0, '.status.conditions[?(@.type=="Ready")].reason', "Why, in one word."),
-    (
-        "Model",
-        "string",
-        0,
-        ".spec.model['huggingFace.repo','persistentVolumeClaim.path','persistentVolumeClaim.claimName']",
-        "The repository, or the path on the volume, or the claim.",
-    ),
-    ("Plan", "string", 0, ".status.plans[0].summary", "Precision, shards and devices."),
-    ("Replicas", "integer", 0, ".spec.replicas", "Replicas asked for."),
-    ("Serving", "integer", 0, ".status.readyReplicas", "Replicas that answer."),
-    ("Age", "date", 0, ".metadata.creationTimestamp", "Time since creation."),
-    ("URL", "string", 1, ".status.url", "Address of the OpenAI API inside the cluster."),
-    ("Message", "string", 1, '.status.conditions[?(@.type=="Ready")].message', "Why, in a sentence."),
-)
 
 
 class SchemaError(Exception):
@@ -178,43 +147,44 @@ def _complete_by_itself(node: Mapping[str, Any]) -> bool:
     )
 
 
-def open_api_schema() -> dict[str, Any]:
-    raw = LLMDeployment.model_json_schema(by_alias=True, schema_generator=WithRules)
+def open_api_schema(kind: CustomKind = LLM_DEPLOYMENT) -> dict[str, Any]:
+    raw = kind.model.model_json_schema(by_alias=True, schema_generator=WithRules)
     definitions = raw["$defs"]
-    return {
+    schema = {
         "type": "object",
         "description": " ".join(raw["description"].split()),
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string", "description": f"{GROUP}/{VERSION}."},
-            "kind": {"type": "string", "description": f"{KIND}."},
+            "kind": {"type": "string", "description": f"{kind.kind}."},
             "metadata": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 253}}},
             "spec": structural(raw["properties"]["spec"], definitions, defaults=True),
             "status": structural(raw["properties"]["status"], definitions, defaults=False),
         },
-        VALIDATIONS: [NAME_RULE],
     }
+    return schema | ({VALIDATIONS: list(kind.rules)} if kind.rules else {})
 
 
-def custom_resource_definition() -> dict[str, Any]:
-    """The CRD of LLMDeployment as a plain object."""
+def custom_resource_definition(kind: CustomKind = LLM_DEPLOYMENT) -> dict[str, Any]:
+    """The CRD of a kind as a plain object."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {
-            "name": f"{PLURAL}.{GROUP}",
-            # With the CRD go all LLMDeployments and all their pods: removing the chart must not remove it.
+            "name": f"{kind.plural}.{GROUP}",
+            # With the CRD go all its objects, and with LLMDeployments their pods: removing the chart must not
+            # remove it.
             "annotations": {"helm.sh/resource-policy": "keep"},
         },
         "spec": {
             "group": GROUP,
             "scope": "Namespaced",
             "names": {
-                "kind": KIND,
-                "listKind": f"{KIND}List",
-                "plural": PLURAL,
-                "singular": PLURAL.removesuffix("s"),
-                "shortNames": ["llmdep"],
+                "kind": kind.kind,
+                "listKind": f"{kind.kind}List",
+                "plural": kind.plural,
+                "singular": kind.plural.removesuffix("s"),
+                "shortNames": [kind.short_name],
                 "categories": ["plimsoll"],
             },
             "versions": [
@@ -222,55 +192,39 @@ def custom_resource_definition() -> dict[str, Any]:
                     "name": VERSION,
                     "served": True,
                     "storage": True,
-                    "subresources": {
-                        "status": {},
-                        "scale": {
-                            "specReplicasPath": ".spec.replicas",
-                            "statusReplicasPath": ".status.replicas",
-                            "labelSelectorPath": ".status.selector",
-                        },
-                    },
-                    "additionalPrinterColumns": [
-                        {
-                            "name": name,
-                            "type": kind,
-                            "priority": priority,
-                            "jsonPath": path,
-                            "description": text,
-                        }
-                        for name, kind, priority, path, text in PRINTER_COLUMNS
-                    ],
-                    "schema": {"openAPIV3Schema": open_api_schema()},
+                    "subresources": kind.subresources,
+                    "additionalPrinterColumns": [column.to_dict() for column in kind.columns],
+                    "schema": {"openAPIV3Schema": open_api_schema(kind)},
                 }
             ],
         },
     }
 
 
-def rendered() -> str:
+def rendered(kind: CustomKind = LLM_DEPLOYMENT) -> str:
     """The CRD as the text of its file, the same on every machine."""
-    whole = json.loads(json.dumps(custom_resource_definition()))  # nothing shared: YAML would write anchors
+    whole = json.loads(json.dumps(custom_resource_definition(kind)))  # nothing shared: YAML writes anchors
     text = HEADER + yaml.safe_dump(whole, sort_keys=False, width=110, allow_unicode=True)
     if "{{" in text:
         raise SchemaError("'{{' in a description: Helm would read it as a template; write it in other words")
     return text
 
 
-def files() -> dict[Path, str]:
+def files(directories: Iterable[Path] = DIRECTORIES) -> dict[Path, str]:
     """What is committed, by path from the root of the repository."""
-    return {directory / FILE_NAME: rendered() for directory in DIRECTORIES}
+    return {directory / kind.file_name: rendered(kind) for directory in directories for kind in KINDS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the file, or with --check say which copies differ. Returns the exit code: 1 when one differs."""
+    """Write the files, or with --check say which copies differ. Returns the exit code: 1 when one differs."""
     parser = argparse.ArgumentParser(
-        prog="python -m plimsoll.api.crd", description="Write the CRD from the models."
+        prog="python -m plimsoll.api.crd", description="Write the CRDs from the models."
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs")
     parser.add_argument("directory", nargs="?", type=Path, help=f"default: {' '.join(map(str, DIRECTORIES))}")
     options = parser.parse_args(arguments)
-    wanted = {options.directory / FILE_NAME: rendered()} if options.directory else files()
-    return written(wanted, check=options.check)
+    directories = (options.directory,) if options.directory else DIRECTORIES
+    return written(files(directories), check=options.check)
 
 
 def written(wanted: Mapping[Path, str], *, check: bool) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from plimsoll.api.crd import open_api_schema, written
+from plimsoll.api.kinds import MEMORY_PROFILE
 from plimsoll.api.v1alpha1 import API_VERSION, KIND
 from plimsoll.api.v1alpha1.fields import INT_OR_STRING, VALIDATIONS
 
@@ -39,6 +40,9 @@ def page() -> str:
     plain = {name: part for name, part in spec["properties"].items() if part["type"] != "object"}
     parts.append(_table("spec: the rest", {"properties": plain, "description": ""}))
     parts.append(_table("status", status))
+    profile = open_api_schema(MEMORY_PROFILE)
+    parts.append(f"# {MEMORY_PROFILE.kind} `{API_VERSION}`\n\n{profile['description']}\n")
+    parts += [_table(name, profile["properties"][name]) for name in ("spec", "status")]
     return "\n".join(parts)
 
 
