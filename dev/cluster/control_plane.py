@@ -26,6 +26,17 @@ _START_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
+class Fakes:
+    """How fake nodes behave. A cluster of thousands on a few cores needs longer leases: 1,000 nodes renew a
+    hundred a second, and once that many writes queue up the controllers take live nodes for lost ones.
+    """
+
+    pod_cidr: str = "127.64.0.1/16"  # loopback: a process that listens on 0.0.0.0 answers for all fake pods
+    lease_seconds: int = 40  # renewed four times as often
+    grace_seconds: int = 20  # without a renewal, until a node counts as lost; the default is 50 s
+
+
+@dataclass(frozen=True)
 class Addresses:
     """Where the control plane listens and what its Services use."""
 
@@ -99,7 +110,9 @@ def kubeconfig_of(paths: ClusterPaths, user: str) -> Path:
     return paths.pki / f"{user.removeprefix('system:').replace(':', '-')}.kubeconfig"
 
 
-def start(paths: ClusterPaths, table: ProcessTable, addresses: Addresses, *, pod_groups: bool) -> ApiServer:
+def start(
+    paths: ClusterPaths, table: ProcessTable, addresses: Addresses, fakes: Fakes, *, pod_groups: bool
+) -> ApiServer:
     """Start everything and wait until it is ready. Raises ProcessError naming the process and its log."""
     client = free_port()
     etcd = f"http://127.0.0.1:{client}"
@@ -111,7 +124,9 @@ def start(paths: ClusterPaths, table: ProcessTable, addresses: Addresses, *, pod
     table.wait_ready("kube-apiserver", api.ready, _START_SECONDS)
 
     ports = {name: free_port() for name in PROCESSES[2:4]}
-    table.start("kube-controller-manager", _controller_manager(paths, ports["kube-controller-manager"]))
+    table.start(
+        "kube-controller-manager", _controller_manager(paths, ports["kube-controller-manager"], fakes)
+    )
     table.start("kube-scheduler", _scheduler(paths, ports["kube-scheduler"]))
     health = {
         "kube-controller-manager": f"https://127.0.0.1:{ports['kube-controller-manager']}/healthz",
@@ -122,19 +137,19 @@ def start(paths: ClusterPaths, table: ProcessTable, addresses: Addresses, *, pod
         table.wait_ready(item[0], lambda: _answers(item[1]), _START_SECONDS)
 
     with ThreadPoolExecutor() as pool:
-        fakes = pool.submit(start_kwok, table, kubeconfig_of(paths, "kwok"))
+        kwok = pool.submit(start_kwok, table, kubeconfig_of(paths, "kwok"), fakes)
         list(pool.map(wait, health.items()))
-        fakes.result()
+        kwok.result()
     # Healthy is not yet working: until the service-account controller has made this one, no pod is admitted.
     account = "/api/v1/namespaces/default/serviceaccounts/default"
     table.wait_ready("kube-controller-manager", lambda: api.get(account) is not None, _START_SECONDS)
     return api
 
 
-def start_kwok(table: ProcessTable, kubeconfig: Path) -> None:
+def start_kwok(table: ProcessTable, kubeconfig: Path, fakes: Fakes) -> None:
     """Start the imitation of nodes and wait until it is ready."""
     port = free_port()
-    table.start("kwok", _kwok(kubeconfig, port))
+    table.start("kwok", _kwok(kubeconfig, port, fakes))
     table.wait_ready("kwok", lambda: _answers(f"http://127.0.0.1:{port}/healthz"), _START_SECONDS)
 
 
@@ -212,7 +227,7 @@ def _authentication(paths: ClusterPaths, user: str, port: int) -> list[str | Pat
     ]
 
 
-def _controller_manager(paths: ClusterPaths, port: int) -> list[str | Path]:
+def _controller_manager(paths: ClusterPaths, port: int, fakes: Fakes) -> list[str | Path]:
     user = "system:kube-controller-manager"
     return [
         binary("kube-controller-manager"),
@@ -227,7 +242,7 @@ def _controller_manager(paths: ClusterPaths, port: int) -> list[str | Path]:
         "--kube-api-burst=1000",
         # A lost node is noticed in twice its lease's renewal (10 s), not in the default 50 s.
         "--node-monitor-period=1s",
-        "--node-monitor-grace-period=20s",
+        f"--node-monitor-grace-period={fakes.grace_seconds}s",
     ]
 
 
@@ -244,16 +259,15 @@ def _scheduler(paths: ClusterPaths, port: int) -> list[str | Path]:
     return [binary("kube-scheduler"), f"--config={config}", *_authentication(paths, user, port)]
 
 
-def _kwok(kubeconfig: Path, port: int) -> list[str | Path]:
-    """Fake pods get loopback addresses: a process that listens on 0.0.0.0 answers for all of them."""
+def _kwok(kubeconfig: Path, port: int, fakes: Fakes) -> list[str | Path]:
     return [
         binary("kwok"),
         f"--kubeconfig={kubeconfig}",
         "--manage-all-nodes=false",
         "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
-        "--cidr=127.64.0.1/16",
+        f"--cidr={fakes.pod_cidr}",
         "--node-ip=127.0.0.1",
-        "--node-lease-duration-seconds=40",
+        f"--node-lease-duration-seconds={fakes.lease_seconds}",
         f"--server-address=127.0.0.1:{port}",
         *(f"--config={stage}" for stage in sorted(STAGES.glob("*.yaml"))),
     ]

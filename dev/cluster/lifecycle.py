@@ -40,6 +40,7 @@ class Wanted:
     real_node: bool = False
     pod_groups: bool = False
     provider: Literal["auto", "kind", "process"] = "auto"
+    fakes: control_plane.Fakes = field(default_factory=control_plane.Fakes)
 
 
 def _quiet(_: str) -> None:
@@ -157,7 +158,7 @@ def _up_kind(wanted: Wanted) -> Cluster:
     cluster = kind.create(cluster)
     table = ProcessTable(cluster.paths)
     api = ApiServer(cluster.kubeconfig)
-    control_plane.start_kwok(table, cluster.kubeconfig)
+    control_plane.start_kwok(table, cluster.kubeconfig, wanted.fakes)
     _create_nodes(api, wanted.nodes)
     _wait_schedulable(api, table, wanted.nodes)
     return cluster
@@ -177,7 +178,7 @@ def _up_processes(wanted: Wanted, tell: Tell) -> Cluster:
     control_plane.write_identities(paths, addresses, cluster.node)
     with ThreadPoolExecutor() as pool:
         runtime = pool.submit(node.start_runtime, cluster, table) if wanted.real_node else None
-        api = control_plane.start(paths, table, addresses, pod_groups=wanted.pod_groups)
+        api = control_plane.start(paths, table, addresses, wanted.fakes, pod_groups=wanted.pod_groups)
         tell(f"control plane ready after {time.monotonic() - started:.1f} s")
         fakes = pool.submit(_create_nodes, api, wanted.nodes)
         if runtime is not None:

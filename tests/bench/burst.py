@@ -41,6 +41,7 @@ REPLICAS = (1, 1, 1, 2)
 POSTERS = 8
 WRITES = "plimsoll_api_writes_total"
 QUIET_SECONDS = 3.0
+IDLE_SECONDS = 5.0
 PATIENCE_SECONDS = 300.0
 
 
@@ -54,6 +55,8 @@ class Size:
     """Resources a second; each rate gets a burst of its own."""
     pods: int = 20_000
     """At start-up, other people's included; 0 leaves this measurement out."""
+    log: Path | None = None
+    """Where the operator's log is kept."""
 
 
 @dataclass
@@ -64,7 +67,7 @@ class Bench:
     kube: Kube
     watch: BurstWatch
     costs: Costs
-    folder: Path
+    log: Path
     operator: Operator = field(init=False)
     made: int = 0
     """Resources so far."""
@@ -72,7 +75,7 @@ class Bench:
     def start_operator(self) -> float:
         """Seconds until it has seen the whole cluster and planned it once."""
         started = time.monotonic()
-        self.operator = Operator(self.cluster.kubeconfig, self.folder / "operator.log")
+        self.operator = Operator(self.cluster.kubeconfig, self.log)
         self.costs.follow("operator", self.operator.pid)
         self.operator.wait_ready()
         poll(lambda: self.operator.metric(ROUNDS), "the first round")
@@ -123,7 +126,8 @@ def measure(size: Size, tell: Callable[[str], None]) -> dict[str, Any]:
             for node in nodes
         }
         with BurstWatch(api, gpus) as watch:
-            bench = Bench(cluster, kube, watch, Costs(cluster), Path(folder))
+            log = size.log or Path(folder) / "operator.log"
+            bench = Bench(cluster, kube, watch, Costs(cluster), log)
             try:
                 found = _measure(bench, api, size, tell)
             finally:
@@ -138,6 +142,9 @@ def _measure(bench: Bench, api: client.ApiClient, size: Size, tell: Callable[[st
     for repo, facts in MODELS.items():
         inspect(bench, repo, facts)
     bench.settle()
+    bench.costs.restart()
+    time.sleep(IDLE_SECONDS)
+    found["idleCores"] = bench.costs.cores()
     found["residentMiBEmpty"] = bench.costs.resident_mib("operator")
     found["bursts"] = []
     for rate in size.rates:
@@ -348,9 +355,10 @@ def parser() -> argparse.ArgumentParser:
     given.add_argument("--resources", type=int, default=Size.resources, help="of each burst")
     given.add_argument("--rates", default=",".join(map(str, Size.rates)), help="resources a second, by comma")
     given.add_argument("--pods", type=int, default=Size.pods, help="at start-up; 0 leaves it out")
+    given.add_argument("--log", type=Path, help="keep the operator's log here")
     return given
 
 
 def asked(given: argparse.Namespace) -> Size:
     rates = tuple(int(rate) for rate in given.rates.split(","))
-    return Size(given.nodes, given.resources, rates, given.pods)
+    return Size(given.nodes, given.resources, rates, given.pods, given.log)
