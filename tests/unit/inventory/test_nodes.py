@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from plimsoll.inventory.capacity import free_by_node, shortages
 from plimsoll.inventory.nodes import node_view, pod_view, pods_using, volume_view
@@ -221,3 +223,59 @@ def test_a_claim_that_cannot_be_used_says_why(claim: Any, pv: Any, told: str) ->
 def test_a_pending_claim_is_not_bound() -> None:
     found = volume_view({"status": {"phase": "Pending"}}, None, "ns", "models", NODES)
     assert (found.bound, found.reason) == (False, "")
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 10**12)
+    | st.sampled_from(["", "1", "-1", "nvidia.com/gpu", "1e99"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["name", "labels", "key", "type", "cpu", "nvidia.com/gpu", "requests", "resources"]
+            ),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from([
+    "name", "labels", "annotations", "taints", "conditions", "allocatable", "unschedulable", "nodeName",
+    "phase", "containers", "initContainers", "containerStatuses", "affinity", "volumes", "ownerReferences", "overhead",
+])  # fmt: skip
+OBJECTS = st.fixed_dictionaries(
+    {},
+    optional={
+        part: st.dictionaries(FIELDS, JSON, max_size=4) | JSON for part in ("metadata", "spec", "status")
+    },
+)
+
+
+@given(OBJECTS)
+def test_a_node_of_any_shape_is_read(obj: dict[str, Any]) -> None:
+    node = node_view(obj)
+    assert all(amount >= 0 for amount in node.allocatable.extended.values())
+    assert all(gpu.usable or gpu.reason for gpu in node.gpus)
+
+
+@given(OBJECTS)
+def test_a_pod_of_any_shape_is_read_or_its_request_is_named(obj: dict[str, Any]) -> None:
+    try:
+        pod = pod_view(obj)
+    except QuantityError as error:
+        assert str(error).startswith("pod ")  # noqa: PT017
+    else:
+        assert pod is None or pod.requests.pods == 1
+
+
+def test_pods_of_nodes_that_are_gone_and_pods_without_a_node_hold_nothing() -> None:
+    gpus = Resources(pods=1, extended={"nvidia.com/gpu": 8})
+    pods = [
+        PodView("a", "1", "1", "gone", "", "Running", False, gpus),
+        PodView("a", "2", "2", "", "", "Pending", False, gpus),
+    ]
+    node = node_view({"metadata": {"name": "n"}, "status": {"allocatable": {"nvidia.com/gpu": "8"}}})
+    assert free_by_node([node], pods) == {"n": node.allocatable}

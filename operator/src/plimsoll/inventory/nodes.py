@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from plimsoll.inventory.capacity import CPU, EPHEMERAL, MEMORY, PODS, add, held_on, largest, total
 from plimsoll.inventory.labels import gpu_classes
-from plimsoll.inventory.quantity import QuantityError, at_least, at_most
+from plimsoll.inventory.quantity import QuantityError, at_least, at_most, parse_quantity
 from plimsoll.inventory.selectors import matches_any, pinned_node
 from plimsoll.inventory.views import NodeView, PodView, Resources, Taint, VolumeView
 
@@ -38,7 +38,7 @@ def node_view(obj: Object) -> NodeView:
         taints=_shared(
             tuple(
                 Taint(str(taint.get("key", "")), str(taint.get("value") or ""), str(taint.get("effect", "")))
-                for taint in spec.get("taints") or ()
+                for taint in _parts(spec, "taints")
             )
         ),
         unschedulable=bool(spec.get("unschedulable")),
@@ -66,24 +66,30 @@ def _part(obj: Object, name: str) -> Object:
     return found if isinstance(found, Mapping) else {}
 
 
+def _parts(obj: Object, name: str) -> list[Object]:
+    found = obj.get(name)
+    return [part for part in found if isinstance(part, Mapping)] if isinstance(found, list | tuple) else []
+
+
 def _is_ready(status: Object) -> bool:
     return any(
         condition.get("type") == "Ready" and condition.get("status") == "True"
-        for condition in status.get("conditions") or ()
+        for condition in _parts(status, "conditions")
     )
 
 
 def _allocatable(given: Object, problems: list[str]) -> Resources:
-    def read(name: str, scale: int = 1) -> int:
+    def read(name: str, scale: int = 1, *, whole: bool = False) -> int:
         if name not in given:
             return 0
         try:
-            amount = at_most(given[name], scale)
+            exact = parse_quantity(given[name])
         except QuantityError as error:
             problems.append(f"status.allocatable[{name}]: {error}")
             return 0
-        if amount < 0:
-            problems.append(f"status.allocatable[{name}] is {given[name]}: expected zero or more")
+        amount = at_most(given[name], scale)
+        if amount < 0 or (whole and amount != exact):
+            problems.append(f"status.allocatable[{name}] is {given[name]}: expected a whole number")
         return max(amount, 0)
 
     return Resources(
@@ -91,7 +97,9 @@ def _allocatable(given: Object, problems: list[str]) -> Resources:
         memory_bytes=read(MEMORY),
         ephemeral_bytes=read(EPHEMERAL),
         pods=read(PODS),
-        extended={name: read(name) for name in given if name not in (CPU, MEMORY, EPHEMERAL, PODS)},
+        extended={
+            str(name): read(name, whole=True) for name in given if name not in (CPU, MEMORY, EPHEMERAL, PODS)
+        },
     )
 
 
@@ -102,9 +110,9 @@ def pod_view(obj: Object) -> PodView | None:
     phase = str(status.get("phase") or "Pending")
     if phase in FINISHED:
         return None
-    owners = meta.get("ownerReferences") or ()
+    owners = _parts(meta, "ownerReferences")
     owner = next((owner for owner in owners if owner.get("controller")), owners[0] if owners else {})
-    volumes = spec.get("volumes") or ()
+    volumes = _parts(spec, "volumes")
     namespace, name = str(meta.get("namespace") or "default"), str(meta.get("name", ""))
     try:
         requests = effective_requests(spec, status)
@@ -140,11 +148,11 @@ def effective_requests(spec: Object, status: Object) -> Resources:
     granted = {
         str(entry.get("name")): _part(_part(entry, "resources"), "requests")
         for key in ("containerStatuses", "initContainerStatuses")
-        for entry in status.get(key) or ()
+        for entry in _parts(status, key)
     }
-    running = total(_container_requests(container, granted) for container in spec.get("containers") or ())
+    running = total(_container_requests(container, granted) for container in _parts(spec, "containers"))
     sidecars, start = Resources(), Resources()
-    for container in spec.get("initContainers") or ():
+    for container in _parts(spec, "initContainers"):
         step = add(_container_requests(container, granted), sidecars)
         if container.get("restartPolicy") == "Always":
             sidecars = step

@@ -58,11 +58,11 @@ def _compare(operator: str, found: str | None, values: Sequence[str]) -> bool:
 def pinned_node(affinity: Mapping[str, Any] | None) -> str:
     """The node that a pod's required node affinity names by `matchFields metadata.name`, if it can be only
     one."""
-    required = ((affinity or {}).get("nodeAffinity") or {}).get(
-        "requiredDuringSchedulingIgnoredDuringExecution"
-    ) or {}
+    found: Any = affinity
+    for part in ("nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"):
+        found = found.get(part) if isinstance(found, Mapping) else None
     names: set[str] = set()
-    for term in required.get("nodeSelectorTerms") or ():
+    for term in (found.get("nodeSelectorTerms") or ()) if isinstance(found, Mapping) else ():
         wanted = [
             rule.get("values") or []
             for rule in term.get("matchFields") or ()
