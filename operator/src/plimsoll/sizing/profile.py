@@ -26,8 +26,9 @@ class StageProfile:
     """The ledger of the fullest rank of one stage, and what was run when it was written."""
 
     stage: int
-    measured: PredictedMemory
-    """Bytes by category; what the ledger could not attribute is counted into `runtime`."""
+    measured: PredictedMemory | None
+    """Bytes by category; what the ledger could not attribute is counted into `runtime`. None: only that it
+    ran out of memory is known, and the closed form stands."""
     configuration: Configuration
     workload: Workload
     """With `kv_tokens` as the pool really held."""
@@ -66,14 +67,13 @@ def measured_footprint(
     cannot be cut as the configuration says.
     """
     closed = footprint(facts, configuration, workload)
-    stages = tuple(
-        _measured_stage(facts, stage, profiles[stage.stage]) if stage.stage in profiles else stage
-        for stage in closed.stages
-    )
+    stages = tuple(_stage(facts, stage, profiles.get(stage.stage)) for stage in closed.stages)
     return Footprint(configuration, workload, stages)
 
 
-def _measured_stage(facts: ModelFacts, wanted: StageFootprint, profile: StageProfile) -> StageFootprint:
+def _stage(facts: ModelFacts, wanted: StageFootprint, profile: StageProfile | None) -> StageFootprint:
+    if profile is None or profile.measured is None:
+        return wanted
     there = footprint(facts, profile.configuration, profile.workload).stages[profile.stage].bytes
     values: dict[str, int] = {}
     terms: list[Term] = []

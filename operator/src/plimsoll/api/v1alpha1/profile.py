@@ -39,7 +39,11 @@ class Fingerprint(Model):
     memory_bytes: Count = 0
     """Memory of the GPU as the inventory has it; 0 on CPU."""
     weights: Precision
-    """Precision of the weights."""
+    """Precision of the weights; of a quantized checkpoint, of what it leaves unquantized."""
+    compute: Precision
+    """What is computed in, and what stays unquantized is kept in."""
+    checkpoint_format: ShortText = ""
+    """Format of a quantized checkpoint that stays as it is stored."""
     kv_cache: Precision
     """Precision of keys and values."""
     tensor_parallel: Annotated[int, Field(ge=1)]
@@ -75,10 +79,12 @@ class MemoryProfileStatus(Model):
     margin_bytes: Count = 0
     """Bytes that planning keeps free beside the measured ones: gone after two observations that agree, more
     after each time that memory ran out."""
+    observer: ShortText = ""
+    """The run that these bytes are of: uid of its pod, and how often the container had restarted."""
     out_of_memory: Count = 0
     """Times a worker of this fingerprint ran out of memory."""
-    observer: ShortText = ""
-    """Uid of the pod that was read last."""
+    out_of_memory_run: ShortText = ""
+    """The last run that did."""
     observed_time: Timestamp | None = None
     """When it was read."""
     expiry_time: Timestamp | None = None
