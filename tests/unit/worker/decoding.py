@@ -48,8 +48,6 @@ def steps(
         logits = runner.run(step)
         scheduler.check_integrity()
         completed = [scheduled.sequence for scheduled in step if scheduled.completes]
-        for scheduled in step:
-            scheduled.sequence.computed += scheduled.count
         for done, row in zip(completed, logits, strict=True):
             yield done, row
             if len(done.generated) >= done.params.max_tokens:

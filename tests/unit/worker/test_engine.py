@@ -16,7 +16,6 @@ from tests.unit.worker.test_models import saved
 from plimsoll_worker.engine.block_pool import BlockPool
 from plimsoll_worker.engine.engine import Engine, EngineClosed, QueueFull
 from plimsoll_worker.engine.model_runner import ModelRunner
-from plimsoll_worker.engine.sampler import sample
 from plimsoll_worker.engine.scheduler import Scheduler
 from plimsoll_worker.engine.sequence import FinishReason, SamplingParams, Sequence, TokenEvent
 from plimsoll_worker.launch import Precision
@@ -30,8 +29,6 @@ def pretend(scheduler: Scheduler) -> list[tuple[str, int]]:
     scheduler.check_integrity()
     taken = [(scheduled.sequence.id, scheduled.count) for scheduled in step]
     completed = [scheduled.sequence for scheduled in step if scheduled.completes]
-    for scheduled in step:
-        scheduled.sequence.computed += scheduled.count
     for done in completed:
         if done.append(7) is not None:
             scheduler.remove(done)
@@ -62,7 +59,7 @@ def test_the_youngest_gives_its_blocks_to_the_oldest_and_is_computed_again() -> 
     scheduler = Scheduler(BlockPool(6, 4), max_sequences=3, max_batched_tokens=100)
     old, young = (
         sequence((1,) * 10, name="old", max_tokens=10),
-        sequence((1,) * 7, name="young", max_tokens=10),
+        sequence((2,) * 7, name="young", max_tokens=10),
     )
     scheduler.add(old)
     scheduler.add(young)
@@ -74,7 +71,10 @@ def test_the_youngest_gives_its_blocks_to_the_oldest_and_is_computed_again() -> 
     assert known > 7
     while old in scheduler.running:
         pretend(scheduler)
-    assert pretend(scheduler) == [("young", known)]
+    # What the cache still has of it is not computed again.
+    ((name, count),) = pretend(scheduler)
+    assert (name, young.computed) == ("young", known)
+    assert 0 < count <= known
     while scheduler.running:
         pretend(scheduler)
     assert len(young.generated) == len(old.generated) == 10
@@ -113,17 +113,6 @@ def test_every_sequence_ends_and_no_block_is_lost(
             assert len(sequences[number].generated) == answer
 
 
-def test_a_block_held_twice_is_found() -> None:
-    pool = BlockPool(4, 16)
-    table: list[int] = []
-    pool.grow(table, 20)
-    pool.check_integrity([table])
-    with pytest.raises(AssertionError, match=f"block {table[0]} is held 2 times"):
-        pool.check_integrity([table, table[:1]])
-    with pytest.raises(AssertionError, match="held 0 times"):
-        pool.check_integrity([])
-
-
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
     folder = tmp_path_factory.mktemp("small")
@@ -144,42 +133,6 @@ def test_an_answer_does_not_depend_on_who_else_is_there_or_on_preemption(runner:
     # 12 blocks of 4 tokens for up to 3 + 9 + 20 + 2 + 4 x 14: not all fit at a time.
     assert answers(prompts, 64) == alone
     assert answers(prompts, 3) == alone
-
-
-def distribution(logits: list[float], draws: int = 400, **params: object) -> set[int]:
-    rows = [sequence((1,), temperature=1.0, seed=seed, **params) for seed in range(draws)]
-    return set(sample(torch.tensor([logits] * draws), rows))
-
-
-def test_sampling_keeps_to_what_top_k_and_top_p_allow() -> None:
-    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().tolist()
-    assert distribution(logits) == {0, 1, 2, 3}
-    assert distribution(logits, top_k=2) == {0, 1}
-    assert distribution(logits, top_p=0.69) == {0, 1}
-    assert distribution(logits, top_p=0.71) == {0, 1, 2}
-    assert distribution(logits, top_p=1e-6) == {0}
-    assert distribution(logits, top_k=3, top_p=0.6) == {0, 1}
-
-
-def test_temperature_0_is_greedy_and_draws_follow_the_probabilities() -> None:
-    logits = torch.tensor([[1.0, 3.0, 2.0]])
-    assert sample(logits, [sequence((1,), temperature=0.0)]) == [1]
-    draws = 3000
-    rows = [sequence((1,), temperature=0.5, seed=seed) for seed in range(draws)]
-    counts = torch.tensor(sample(logits.expand(draws, 3), rows)).bincount(minlength=3)
-    torch.testing.assert_close(counts / draws, torch.softmax(logits[0] / 0.5, 0), atol=0.03, rtol=0)
-
-
-def test_a_seed_draws_the_same_tokens_in_any_company() -> None:
-    logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(1))
-    alone, together = sequence((1,), temperature=1.0, seed=3), sequence((1,), temperature=1.0, seed=3)
-    others = [sequence((1,), temperature=1.0, seed=seed) for seed in range(4)]
-    first = [sample(logits[:1], [alone])[0] for _ in range(10)]
-    second = [
-        sample(logits[[1, 2, 0, 3, 4]], [others[0], others[1], together, *others[2:]])[2] for _ in range(10)
-    ]
-    assert first == second
-    assert len(set(first)) > 1
 
 
 @pytest.fixture

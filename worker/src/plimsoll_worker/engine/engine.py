@@ -4,19 +4,28 @@ The engine has a thread of its own (the process's main thread), the HTTP server 
 interpreter lock while it computes, so requests are parsed and streams written in the meantime. All that
 crosses is a queue of commands one way and `emit` callbacks the other; nothing else is shared, so nothing else
 needs a lock.
+
+On a GPU step N + 1 is launched before the tokens of step N are read, so that the device never waits for
+Python:
+
+    schedule 1, launch 1
+    schedule 2, launch 2, read 1        an end found in 1 makes 2's token of that sequence void
+    schedule 3, launch 3, read 2
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
-from plimsoll_worker.engine.model_runner import ModelRunner
-from plimsoll_worker.engine.sampler import sample
-from plimsoll_worker.engine.scheduler import Scheduler
+from plimsoll_worker.engine.in_flight import InFlight
+from plimsoll_worker.engine.scheduler import Scheduled, Scheduler
 from plimsoll_worker.engine.sequence import FinishReason, Sequence, TokenEvent
 
 QUEUED_PER_RUNNING = 8
@@ -37,6 +46,19 @@ class EngineClosed(Exception):
     """The engine drains or is dead."""
 
 
+class Runner(Protocol):
+    """What computes steps."""
+
+    @property
+    def steps_ahead(self) -> int:
+        """Steps to launch before the first one's tokens are read: 1 where a device works by itself."""
+        ...
+
+    def launch(self, step: Ordered[Scheduled]) -> InFlight:
+        """Begin to compute a step."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """A glance at the engine for /metrics."""
@@ -46,13 +68,17 @@ class EngineStats:
     kv_usage: float
     """Part of the KV blocks in use, 0 to 1."""
     preemptions: int
+    prefix_queries: int
+    """Prompt tokens looked up in the prefix cache."""
+    prefix_hits: int
+    """Prompt tokens found there."""
 
 
 class Engine:
     """Serves sequences until it is drained."""
 
     def __init__(
-        self, runner: ModelRunner, scheduler: Scheduler, *, clock: Callable[[], float] = time.monotonic
+        self, runner: Runner, scheduler: Scheduler, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.max_live = scheduler.max_sequences * (1 + QUEUED_PER_RUNNING)
         self._runner = runner
@@ -60,10 +86,12 @@ class Engine:
         self._clock = clock
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._sequences: dict[str, Sequence] = {}
+        self._flights: deque[InFlight] = deque()
         self._live = 0
         self._live_lock = threading.Lock()
         self._closed = False
         self._deadline: float | None = None
+        self._busy_since: float | None = None
 
     # From any thread.
 
@@ -101,7 +129,14 @@ class Engine:
             waiting=len(self._scheduler.waiting),
             kv_usage=pool.used / pool.blocks,
             preemptions=self._scheduler.preemptions,
+            prefix_queries=self._scheduler.prefix_queries,
+            prefix_hits=self._scheduler.prefix_hits,
         )
+
+    def busy_seconds(self) -> float:
+        """How long the step at hand has taken so far; 0 between steps."""
+        since = self._busy_since
+        return 0.0 if since is None else self._clock() - since
 
     # The engine's own thread.
 
@@ -109,7 +144,7 @@ class Engine:
         """Serve until drained. An exception of a step ends every sequence as failed and is raised."""
         try:
             while not self._drained():
-                self._obey(wait=not self._sequences)
+                self._obey(wait=not self._sequences and not self._flights)
                 self._step()
         except BaseException:
             self._closed = True
@@ -136,18 +171,26 @@ class Engine:
             return
 
     def _step(self) -> None:
+        self._busy_since = self._clock()
         step = self._scheduler.schedule()
-        if not step:
-            return
-        logits = self._runner.run(step)
-        completed = [scheduled.sequence for scheduled in step if scheduled.completes]
-        for scheduled in step:
-            scheduled.sequence.computed += scheduled.count
-        for sequence, token in zip(completed, sample(logits, completed), strict=True):
+        if step:
+            self._flights.append(self._runner.launch(step))
+        ahead = self._runner.steps_ahead if step else 0
+        while len(self._flights) > ahead:
+            self._read(self._flights.popleft())
+        self._busy_since = None
+
+    def _read(self, flight: InFlight) -> None:
+        """Hand out the tokens of a step."""
+        for sequence, token, logprobs in flight.tokens():
+            if sequence.id not in self._sequences:  # it ended after this step was launched
+                continue
             finish = sequence.append(token)
-            if finish is not None:
+            if finish is None:
+                self._scheduler.publish(sequence)
+            else:
                 self._forget(sequence)
-            sequence.emit(TokenEvent(token, finish))
+            sequence.emit(TokenEvent(token, finish, logprobs))
 
     def _start(self, sequence: Sequence) -> None:
         self._sequences[sequence.id] = sequence
@@ -164,8 +207,7 @@ class Engine:
         del self._sequences[sequence.id]
         with self._live_lock:
             self._live -= 1
-        if not self._sequences:
-            self._scheduler.check_integrity()
+        assert self._sequences or not self._scheduler.pool.used, "blocks are held while nothing runs"
 
     def _set_deadline(self, deadline: float) -> None:
         self._deadline = deadline

@@ -10,6 +10,8 @@ from collections.abc import Sequence as Ordered
 
 import torch
 
+from plimsoll_worker.engine.in_flight import InFlight, LogprobRow
+from plimsoll_worker.engine.sampler import Sampler, sampling_position
 from plimsoll_worker.engine.scheduler import Scheduled
 from plimsoll_worker.layers.attention import Span, span
 from plimsoll_worker.layers.kv_cache import KVCache
@@ -22,6 +24,22 @@ class ModelRunner:
     def __init__(self, model: LlamaModel, cache: KVCache) -> None:
         self.model = model
         self.cache = cache
+        self.steps_ahead = 0
+        self._sample = Sampler(model.device, self._tokens_of)
+
+    @torch.inference_mode()
+    def launch(self, step: Ordered[Scheduled]) -> InFlight:
+        """Compute a step and sample a token for each sequence that it completes."""
+        rows = [scheduled for scheduled in step if scheduled.completes]
+        chosen = self._sample(self.run(step), rows)
+        told = {row: LogprobRow(*(part.cpu() for part in parts)) for row, parts in chosen.logprobs.items()}
+        return InFlight([scheduled.sequence for scheduled in rows], chosen.tokens.cpu(), told, None)
+
+    def _tokens_of(self, rows: Ordered[Scheduled]) -> torch.Tensor:
+        longest = max(sampling_position(scheduled) for scheduled in rows)
+        tokens = [scheduled.sequence.tokens for scheduled in rows]
+        padded = [known + [0] * (longest - len(known)) for known in tokens]
+        return torch.tensor(padded, device=self.model.device)
 
     @torch.inference_mode()
     def run(self, step: Ordered[Scheduled]) -> torch.Tensor:
@@ -30,7 +48,7 @@ class ModelRunner:
         parts = [
             (
                 scheduled.sequence.tokens,
-                scheduled.sequence.computed,
+                scheduled.start,
                 scheduled.count,
                 scheduled.sequence.block_table,
             )

@@ -2,14 +2,18 @@
 
 There is no prefill phase and no decode phase: every sequence has tokens that are known and not yet computed,
 and a step hands out a budget of `max_batched_tokens` to them, decoding sequences first so that a long prompt
-never stalls a running answer (the rule of vLLM's v1 scheduler). When blocks run out the youngest sequence
-gives its own back and is computed again later; swapping them out was the alternative, and costs the memory it
-wants to save.
+never stalls a running answer (the rule of vLLM's v1 scheduler). When blocks run out the last in rank gives
+its own back and is computed again later, mostly from the prefix cache; swapping them out was the
+alternative, and costs the memory it wants to save.
+
+Steps are scheduled before the tokens of the step before are known: a sampled token counts as `pending` until
+it is read. Blocks may be given on at once all the same, because the device works off steps in order.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
+from bisect import insort
 from dataclasses import dataclass
 
 from plimsoll_worker.engine.block_pool import BlockPool
@@ -18,15 +22,13 @@ from plimsoll_worker.engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """The next `count` tokens of a sequence, to be computed in this step."""
+    """Tokens `start` to `start + count` of a sequence, to be computed in this step."""
 
     sequence: Sequence
+    start: int
     count: int
-
-    @property
-    def completes(self) -> bool:
-        """Whether every known token is computed after this step, so that a new one can be sampled."""
-        return self.count == self.sequence.remaining
+    completes: bool
+    """Whether every known token is computed after this step, so that a new one is sampled."""
 
 
 class Scheduler:
@@ -37,10 +39,17 @@ class Scheduler:
         self.pool = pool
         self.max_sequences = max_sequences
         self.max_batched_tokens = max_batched_tokens
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: list[Sequence] = []
+        """By rank."""
         self.running: list[Sequence] = []
-        """Oldest first."""
+        """By rank."""
         self.preemptions = 0
+        self.prefix_queries = 0
+        """Prompt tokens looked up in the prefix cache."""
+        self.prefix_hits = 0
+        """Prompt tokens found there."""
+        self._arrivals = 0
+        self._slots = list(range(max_sequences))
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. It must fit the pool by itself."""
@@ -48,44 +57,83 @@ class Scheduler:
         assert self.pool.needed(most) <= self.pool.blocks, (
             f"{most} tokens never fit {self.pool.blocks} blocks"
         )
-        self.waiting.append(sequence)
+        self._arrivals += 1
+        sequence.arrival = self._arrivals
+        insort(self.waiting, sequence, key=_rank)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, wherever it is, and take its blocks back."""
         if sequence in self.running:
-            self.running.remove(sequence)
+            self._stop(sequence)
         else:
             self.waiting.remove(sequence)
-        self.pool.release(sequence.block_table)
 
     def schedule(self) -> list[Scheduled]:
-        """The next step; empty when there is nothing to do."""
+        """The next step, counted as computed from now on. Empty when there is nothing to do before tokens in
+        flight are read, or nothing at all."""
         step: list[Scheduled] = []
         budget = self.max_batched_tokens
         for sequence in sorted(self.running, key=lambda sequence: sequence.remaining > 1):
             count = min(sequence.remaining, budget)
-            if count and sequence in self.running and self._make_room(sequence, count, step):
-                step.append(Scheduled(sequence, count))
-                budget -= count
-        while budget and self.waiting and len(self.running) < self.max_sequences:
-            sequence = self.waiting[0]
-            # Room for all that is known, and one token more: admitting on less only leads to preemption.
-            if not self.pool.can_grow(sequence.block_table, len(sequence.tokens) + 1):
-                break
-            self.running.append(self.waiting.popleft())
-            count = min(sequence.remaining, budget)
-            self.pool.grow(sequence.block_table, count)
-            step.append(Scheduled(sequence, count))
-            budget -= count
-        assert step or not self.waiting or self.running, "sequences wait while nothing runs"
+            if count and sequence.slot >= 0 and self._make_room(sequence, count, step):
+                budget -= self._take(sequence, count, step)
+        while budget and (admitted := self._admit()) is not None:
+            count = min(admitted.remaining, budget)
+            self.pool.grow(admitted.block_table, admitted.computed + count)
+            budget -= self._take(admitted, count, step)
         return step
 
+    def publish(self, sequence: Sequence) -> None:
+        """Offer what is full of known and computed tokens to others that begin alike."""
+        size = self.pool.block_size
+        full = min(sequence.computed, len(sequence.tokens)) // size
+        if full > sequence.published:
+            names = sequence.hashes(size, full)
+            for index in range(sequence.published, full):
+                self.pool.publish(sequence.block_table[index], names[index])
+            sequence.published = full
+
+    def _take(self, sequence: Sequence, count: int, step: list[Scheduled]) -> int:
+        start = sequence.computed
+        completes = count == sequence.remaining
+        sequence.computed += count
+        if completes:
+            sequence.pending += 1
+        self.publish(sequence)
+        step.append(Scheduled(sequence, start, count, completes))
+        return count
+
+    def _admit(self) -> Sequence | None:
+        """The first in the queue, running from now on with what the cache has of it; None: it must wait."""
+        if not self.waiting or not self._slots:
+            return None
+        sequence = self.waiting[0]
+        if sequence.pending:  # preempted, its last token still in flight
+            return None
+        size, known = self.pool.block_size, len(sequence.tokens)
+        # At least one token is computed: its logits are what the sequence runs for.
+        shared = self.pool.match(sequence.hashes(size, (known - 1) // size))
+        # Room for all that is known, and one token more: admitting on less only leads to preemption.
+        if not self.pool.can_admit(shared, known + 1):
+            return None
+        self.pool.share(sequence.block_table, shared)
+        sequence.computed = len(shared) * size
+        sequence.published = len(shared)
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = sequence.computed
+            self.prefix_queries += known
+            self.prefix_hits += sequence.computed
+        sequence.slot = heapq.heappop(self._slots)
+        sequence.admissions += 1
+        insort(self.running, self.waiting.pop(0), key=_rank)
+        return sequence
+
     def _make_room(self, sequence: Sequence, count: int, step: list[Scheduled]) -> bool:
-        """Blocks for `count` more tokens, taken from younger sequences if need be; False: it had to go
+        """Blocks for `count` more tokens, taken from sequences of lower rank if need be; False: it had to go
         itself."""
         tokens = sequence.computed + count
-        taken = {id(scheduled.sequence) for scheduled in step}
         while not self.pool.can_grow(sequence.block_table, tokens):
+            taken = {id(scheduled.sequence) for scheduled in step}
             victim = next(other for other in reversed(self.running) if id(other) not in taken)
             self._preempt(victim)
             if victim is sequence:
@@ -94,18 +142,33 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
-        self.pool.release(sequence.block_table)
-        sequence.computed = 0
-        self.waiting.appendleft(sequence)
+        self._stop(sequence)
+        insort(self.waiting, sequence, key=_rank)
         self.preemptions += 1
+
+    def _stop(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.publish(sequence)
+        self.pool.release(sequence.block_table)
+        heapq.heappush(self._slots, sequence.slot)
+        sequence.slot = -1
+        sequence.computed = sequence.published = 0
 
     def check_integrity(self) -> None:
         """The books add up. Raises AssertionError."""
         self.pool.check_integrity(sequence.block_table for sequence in self.running)
         assert not any(sequence.block_table for sequence in self.waiting), "a waiting sequence holds blocks"
+        slots = sorted([*self._slots, *(sequence.slot for sequence in self.running)])
+        assert slots == list(range(self.max_sequences)), f"slots {slots} are free or taken"
         for sequence in self.running:
             held = len(sequence.block_table) * self.pool.block_size
             assert sequence.computed <= held, (
                 f"sequence {sequence.id} computed {sequence.computed}, room for {held}"
             )
+            assert sequence.published * self.pool.block_size <= sequence.computed, (
+                f"{sequence.id} offers {sequence.published} blocks, computed {sequence.computed} tokens"
+            )
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank
