@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -77,6 +78,8 @@ def test_it_tells_the_plan_its_terms_what_was_measured_and_the_nodes(
     assert "demo: BF16 TP1xPP1, 1 GPU on 1 node" in out
     assert "8 KV heads" in out
     assert "measured" in out
+    assert "error" in out
+    assert re.search(r"activations .* [+-]\d+ MiB", out)
     assert "predicted -1.2 % of measured" in out
     assert "P.......  NVIDIA-H100-80GB-HBM3 on a" in out
 

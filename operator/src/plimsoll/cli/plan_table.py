@@ -15,6 +15,7 @@ from plimsoll.planning.words import listed
 from plimsoll_worker.launch import Device
 
 LOG_COLUMNS = 140
+MIB = 1 << 20
 MAX_PICTURED = 24
 """Rows drawn; the nodes that the plan uses come first."""
 
@@ -63,19 +64,25 @@ def print_arithmetic(console: Console, stages: Sequence[StageSum]) -> None:
         table.add_column("predicted", justify="right", no_wrap=True)
         if measured:
             table.add_column("measured", justify="right", no_wrap=True)
+            table.add_column("error", justify="right", no_wrap=True)
         for category in stage.categories:
             lines = [term.formula for term in category.terms]
             if category.terms and category.recomputed != category.predicted:
                 lines.append(f"this version computes {gib(category.recomputed)}; the plan is an older one's")
             how = "\n".join(lines)
-            seen = [gib(category.measured or 0)] if measured else []
+            seen = _beside(category.predicted, category.measured or 0) if measured else []
             table.add_row(category.category, how, gib(category.predicted), *seen)
         table.add_section()
-        seen = [gib(stage.measured_total)] if stage.measured_total is not None else []
+        seen = _beside(stage.total, stage.measured_total) if stage.measured_total is not None else []
         table.add_row("total", "", gib(stage.total), *seen)
         table.add_row("line", "", gib(stage.line), *[""] * len(seen))
         table.add_row("to spare", "", gib(stage.spare), *[""] * len(seen))
         console.print(table)
+
+
+def _beside(predicted: int, measured: int) -> list[str]:
+    """Measured bytes, and how far the prediction is off."""
+    return [gib(measured), f"{(predicted - measured) / MIB:+.0f} MiB"]
 
 
 def print_rejected(console: Console, rejected: Iterable[RejectedOption]) -> None:
