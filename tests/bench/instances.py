@@ -58,7 +58,11 @@ WORKLOADS = (
 PRIORITIES = (1, 2, 5, 10)
 
 
-def gpu_node(name: str, kind: GPUType, gpus: int) -> NodeView:
+RACK = "example.com/rack"
+"""Label of the domains, where an instance has some."""
+
+
+def gpu_node(name: str, kind: GPUType, gpus: int, rack: str = "") -> NodeView:
     major, minor = kind.capability.split(".")
     labels = {
         "nvidia.com/gpu.product": kind.product,
@@ -67,25 +71,34 @@ def gpu_node(name: str, kind: GPUType, gpus: int) -> NodeView:
         "nvidia.com/gpu.compute.major": major,
         "nvidia.com/gpu.compute.minor": minor,
     }
+    if rack:
+        labels[RACK] = rack
     return node(name, gpus=gpus, labels=labels, cpu="256", memory="4096Gi", ephemeral="64Ti", pods="250")
 
 
-def instance(seed: int, nodes: int, deployments: int, *, priorities: bool = False) -> Snapshot:
-    """About a third of the GPUs belong to others already."""
+def instance(
+    seed: int, nodes: int, deployments: int, *, priorities: bool = False, racks: int = 0
+) -> Snapshot:
+    """About a third of the GPUs belong to others already. With `racks` the nodes are divided over so many
+    domains, and the stages of a replica must share one."""
     chance = random.Random(seed)
     kinds = chance.sample(TYPES, k=min(len(TYPES), chance.randint(4, 8)))
     made, strangers = [], []
     for index in range(nodes):
         kind = chance.choice(kinds)
         size = chance.choice(kind.sizes)
-        made.append(gpu_node(f"n{index:04}", kind, size))
+        rack = f"r{index * racks // nodes:03}" if racks else ""
+        made.append(gpu_node(f"n{index:04}", kind, size, rack))
         taken = chance.choice((0, 0, chance.randint(0, size)))
         strangers.append(pod(f"s{index:04}", made[-1].name, gpus=taken))
-    asked = tuple(deployment(index, chance, priorities=priorities) for index in range(deployments))
+    key = RACK if racks else ""
+    asked = tuple(deployment(index, chance, key, priorities=priorities) for index in range(deployments))
     return Snapshot(tuple(made), tuple(strangers), asked, ENGINE, PRICES)
 
 
-def deployment(index: int, chance: random.Random, *, priorities: bool) -> DeploymentRequest:
+def deployment(
+    index: int, chance: random.Random, topology_key: str, *, priorities: bool
+) -> DeploymentRequest:
     return request(
         f"d{index:04}",
         facts=chance.choices(MODELS, weights=[5, 5, 5, 5, 6, 6, 4, 4, 3, 3, 2, 2, 1, 1])[0],
@@ -93,4 +106,5 @@ def deployment(index: int, chance: random.Random, *, priorities: bool) -> Deploy
         priority=chance.choice(PRIORITIES) if priorities else 1,
         replicas=chance.choice((1, 1, 1, 2, 3)),
         workload=chance.choice(WORKLOADS),
+        placement={"topologyKey": topology_key},
     )

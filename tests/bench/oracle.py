@@ -3,7 +3,8 @@
 Counting lemma: when tensor-parallel sizes form a divisibility chain (1, 2, 4, 8) and GPUs are the only scarce
 resource of a kind of node, stages fit on nodes with f free GPUs each if and only if for every size s the sum
 of floor(f / s) x s is at least the GPUs of all stages of size s or more. So one row for each kind and size
-replaces all nodes. Solver: HiGHS through SciPy.
+replaces all nodes; where stages must share a domain, one for each kind, domain and size, and a variable says
+in which domain a replica lies. Solver: HiGHS through SciPy.
 
 Weights first, then cost, in two solves; each is the optimum within `GAP`, or `proven` is false and the bound
 is the solver's.
@@ -11,7 +12,7 @@ is the solver's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,15 @@ class Optimum:
     cost: float
     """A lower bound on the cost of admitting that much."""
     proven: bool
+
+
+@dataclass(frozen=True)
+class Column:
+    """How many replicas of the deployment `index` make `choice` in `domain`: a variable."""
+
+    index: int
+    choice: Choice
+    domain: str
 
 
 class Choices:
@@ -111,32 +121,55 @@ class Choices:
         ]
 
 
-def slots(snapshot: Snapshot) -> dict[tuple[str, int], int]:
-    """GPUs in slots of each size, by product: the right side of the counting rows."""
+def slots(snapshot: Snapshot) -> dict[tuple[str, str, int], int]:
+    """GPUs in slots of each size, by product and domain: the right side of the counting rows. Instances
+    without domains have the one domain that is called nothing; in others it holds the nodes without a label.
+    """
+    keys = {request.spec.placement.topology_key for request in snapshot.deployments}
+    assert len(keys) == 1, "all deployments of an instance have the same topology key, or none"
+    (key,) = keys
     free = free_by_node(snapshot.nodes, snapshot.pods)
-    found: dict[tuple[str, int], int] = {}
+    found: dict[tuple[str, str, int], int] = {}
     for node in snapshot.nodes:
         (gpu,) = node.gpus
         there = max(0, free[node.name].extended[gpu.resource_name])
         for size in SIZES:
-            found[gpu.product, size] = found.get((gpu.product, size), 0) + there // size * size
+            row = gpu.product, node.labels.get(key, ""), size
+            found[row] = found.get(row, 0) + there // size * size
     return found
 
 
 def optimum(snapshot: Snapshot, choices: Choices) -> Optimum:
     """Most weight, then least cost. Weight of a replica: priority x GPUs of its cheapest choice. All replicas
-    of a deployment make the same choice, as plans do."""
+    of a deployment make the same choice, as plans do; each lies in one domain."""
     asked = [request for request in snapshot.deployments if choices.of(request)]
-    columns = [(index, choice) for index, request in enumerate(asked) for choice in choices.of(request)]
-    replicas = np.array([asked[index].spec.replicas for index, _ in columns], dtype=float)
-    weights = np.array([asked[i].priority * choices.cheapest_gpus(asked[i]) for i, _ in columns], dtype=float)
-    costs = np.array([choice.cost for _, choice in columns], dtype=float)
-    rows = _counting(columns, slots(snapshot)) + _one_choice(columns, replicas)
+    right = slots(snapshot)
+    columns = list(_columns(asked, choices, right))
+    replicas = np.array([asked[column.index].spec.replicas for column in columns], dtype=float)
+    weights = np.array(
+        [asked[one.index].priority * choices.cheapest_gpus(asked[one.index]) for one in columns], dtype=float
+    )
+    costs = np.array([column.choice.cost for column in columns], dtype=float)
+    rows = _counting(columns, right) + _one_choice(columns, replicas)
     best = _solve(-weights, rows, replicas)
     admitted = {column: weight for column, weight in enumerate(weights) if weight}
     enough = _Row(admitted, np.ceil(-best.bound - 1e-4), np.inf)
     cheapest = _solve(costs, [*rows, enough] if best.proven else rows, replicas)
     return Optimum(-best.bound, cheapest.bound, best.proven and cheapest.proven)
+
+
+def _columns(
+    asked: Sequence[DeploymentRequest], choices: Choices, right: Mapping[tuple[str, str, int], int]
+) -> Iterator[Column]:
+    domains: dict[str, set[str]] = {}
+    for product, domain, _ in right:
+        domains.setdefault(product, set()).add(domain)
+    for index, request in enumerate(asked):
+        anywhere = not request.spec.placement.topology_key
+        for choice in choices.of(request):
+            for domain in sorted(domains[choice.product]):
+                if domain or anywhere or choice.pipeline == 1:
+                    yield Column(index, choice, domain)
 
 
 @dataclass(frozen=True)
@@ -153,29 +186,34 @@ class _Bound:
     proven: bool
 
 
-def _counting(columns: Sequence[tuple[int, Choice]], right: Mapping[tuple[str, int], int]) -> list[_Row]:
+def _counting(columns: Sequence[Column], right: Mapping[tuple[str, str, int], int]) -> list[_Row]:
+    """By kind and domain first: few columns are looked at for each row."""
+    there: dict[tuple[str, str], list[tuple[int, Choice]]] = {}
+    for number, column in enumerate(columns):
+        there.setdefault((column.choice.product, column.domain), []).append((number, column.choice))
     return [
         _Row(
-            {
-                column: choice.gpus
-                for column, (_, choice) in enumerate(columns)
-                if choice.product == product and choice.tensor >= size
-            },
+            {number: one.gpus for number, one in there.get((product, domain), ()) if one.tensor >= size},
             0,
-            there,
+            limit,
         )
-        for (product, size), there in right.items()
+        for (product, domain, size), limit in right.items()
     ]
 
 
-def _one_choice(columns: Sequence[tuple[int, Choice]], replicas: np.ndarray) -> list[_Row]:
-    """As many replicas as there are only for the choice that is made, and one choice a deployment."""
+def _one_choice(columns: Sequence[Column], replicas: np.ndarray) -> list[_Row]:
+    """As many replicas as there are only for the choice that is made, and one choice a deployment. Whether a
+    choice is made stands in the column after those of replicas that belongs to its first domain."""
     width = len(columns)
+    made: dict[tuple[int, Choice], dict[int, float]] = {}
+    for number, column in enumerate(columns):
+        made.setdefault((column.index, column.choice), {})[number] = 1
     rows: list[_Row] = []
     chosen: dict[int, dict[int, float]] = {}
-    for column, (index, _) in enumerate(columns):
-        chosen.setdefault(index, {})[width + column] = 1
-        rows.append(_Row({column: 1, width + column: -replicas[column]}, -np.inf, 0))
+    for (index, _), placed in made.items():
+        first = min(placed)
+        chosen.setdefault(index, {})[width + first] = 1
+        rows.append(_Row({**placed, width + first: -replicas[first]}, -np.inf, 0))
     return rows + [_Row(row, 0, 1) for row in chosen.values()]
 
 

@@ -6,7 +6,8 @@ volume that is bound to nodes, and those on CPU, find their place afterwards, on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from plimsoll.planning.assignment import Demand, Way, assign
 from plimsoll.planning.decide import World
@@ -16,6 +17,7 @@ from plimsoll.planning.placement import SLOTS
 from plimsoll.planning.rejections import not_possible
 from plimsoll.planning.snapshot import DeploymentRequest
 from plimsoll.planning.supply import Pool
+from plimsoll.planning.topology import key_of, whole_replicas
 from plimsoll_worker.launch import Device
 
 SIZES = (*SLOTS, 1)
@@ -74,9 +76,13 @@ def _runnable(
 
 class _Rows:
     """Free slots by set of pools and size. An option takes from every set that its own pools lie in, so that
-    nested sets (all A100, and those of them without a taint) are counted right."""
+    nested sets (all A100, and those of them without a taint) are counted right.
 
-    def __init__(self, offered: Iterable[tuple[Option, ...]], world: World) -> None:
+    Replicas that must lie in one domain take from one row more: the GPUs of whole replicas that the domains
+    hold. What others place in a domain is not seen there, so such a count may promise too much; then nodes
+    are not found, and the deployment takes what has room."""
+
+    def __init__(self, offered: Collection[tuple[Option, ...]], world: World) -> None:
         sets: dict[frozenset[Pool], None] = {}
         for options in offered:
             for option in options:
@@ -91,6 +97,11 @@ class _Rows:
             for pools in self._sets
             for size in SIZES
         ]
+        self._together: dict[_Together, int] = {}
+        for option in (option for options in offered for option in options if key_of(option)):
+            if (group := _together(option)) not in self._together:
+                self._together[group] = len(self.slots)
+                self.slots.append(whole_replicas(option, world.room))
 
     def ways(self, options: Sequence[Option]) -> tuple[Way, ...]:
         found = tuple(self._way(option) for option in options)
@@ -104,4 +115,33 @@ class _Rows:
             for place, size in enumerate(SIZES)
             if size <= option.config.tensor_parallel
         )
-        return Way(option.cost, option.gpus, rows)
+        if not key_of(option):
+            return Way(option.cost, option.gpus, rows)
+        own = _together(option)
+        shared = tuple(row for group, row in self._together.items() if own.takes_from(group))
+        return Way(option.cost, option.gpus, rows + shared)
+
+
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """Stages that lie in one domain."""
+
+    pools: frozenset[Pool]
+    key: str
+    tensor: int
+    pipeline: int
+
+    def takes_from(self, other: _Together) -> bool:
+        """Whether each replica takes whole ones of the other kind."""
+        return (
+            self.pools <= other.pools
+            and self.key == other.key
+            and self.tensor >= other.tensor
+            and self.pipeline % other.pipeline == 0
+        )
+
+
+def _together(option: Option) -> _Together:
+    config = option.config
+    pools = frozenset(option.admitted.pools)
+    return _Together(pools, key_of(option), config.tensor_parallel, config.pipeline_parallel)

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge
+from itertools import chain
 
 from plimsoll.api.v1alpha1 import PlanPlacement
 from plimsoll.inventory.capacity import amounts
+from plimsoll.planning.admission import Admitted
 from plimsoll.planning.options import Option
 from plimsoll.planning.room import Entry, Room
+from plimsoll.planning.supply import Pool
+from plimsoll.planning.topology import candidates
 
 SLOTS = (8, 4, 2)
 CPU_BESIDE_GPU = 6000
@@ -37,19 +41,21 @@ def newly_stranded(free: int, cpu: int, gpus: int, millis: int) -> int:
     return max(0, (after - before) * STRANDED_STEPS // CPU_BESIDE_GPU)
 
 
-def ranked(option: Option, room: Room) -> Iterator[str]:
-    """Admitted nodes with enough free GPUs (on CPU: memory), the best first; other resources are not looked
-    at. GPU: slot loss, then the fullest node, then CPU. CPU: nodes without GPUs, then the least memory to
-    spare. Last the name, so that equal snapshots give equal plans. `room` must not change meanwhile."""
-    found = _by_slots(option, room) if option.resource else _by_memory(option, room)
-    admits = option.admitted.admits
-    return filter(admits, found) if admits else found
+def ranked(option: Option, room: Room, admitted: Admitted | None = None) -> Iterator[str]:
+    """Nodes of `admitted` (None: all that the option may use) with enough free GPUs (on CPU: memory), the
+    best first; other resources are not looked at. GPU: slot loss, then the fullest node, then CPU. CPU: nodes
+    without GPUs, then the least memory to spare. Last the name, so that equal snapshots give equal plans.
+    `room` must not change meanwhile."""
+    admitted = admitted or option.admitted
+    within = _by_slots if option.resource else _by_memory
+    found = within(option, room, admitted.pools)
+    return filter(admitted.admits, found) if admitted.admits else found
 
 
-def _by_slots(option: Option, room: Room) -> Iterator[str]:
+def _by_slots(option: Option, room: Room, pools: Sequence[Pool]) -> Iterator[str]:
     taken, millis = option.config.tensor_parallel, option.requests.cpu_millis
     strands = millis > taken * CPU_BESIDE_GPU
-    shelves = [room.shelf(pool) for pool in option.admitted.pools]
+    shelves = [room.shelf(pool) for pool in pools]
     levels = {level for shelf in shelves for level in shelf.levels(taken)}
     for level in sorted(levels, key=lambda free: (slot_loss(free, taken), free)):
         entries: Iterable[Entry] = merge(*(shelf.at(level) for shelf in shelves))
@@ -58,16 +64,17 @@ def _by_slots(option: Option, room: Room) -> Iterator[str]:
         yield from (name for _, _, name in entries)
 
 
-def _by_memory(option: Option, room: Room) -> Iterator[str]:
+def _by_memory(option: Option, room: Room, pools: Sequence[Pool]) -> Iterator[str]:
+    least = option.requests.memory_bytes
     for has_gpus in (False, True):
-        pools = [pool for pool in option.admitted.pools if pool.has_gpus is has_gpus]
-        least = option.requests.memory_bytes
-        yield from (name for _, _, name in merge(*(room.shelf(pool).upwards(least) for pool in pools)))
+        shelves = [room.shelf(pool) for pool in pools if pool.has_gpus is has_gpus]
+        yield from (name for _, _, name in merge(*(shelf.upwards(least) for shelf in shelves)))
 
 
-def best(option: Option, room: Room) -> str | None:
+def best(option: Option, room: Room, admitted: Admitted | None = None) -> str | None:
     """The node that takes one more pod of the option."""
-    return next((name for name in ranked(option, room) if not room.lacks(name, option.requests)), None)
+    names = ranked(option, room, admitted)
+    return next((name for name in names if not room.lacks(name, option.requests)), None)
 
 
 def place_replicas(
@@ -79,21 +86,54 @@ def place_replicas(
         return _on_one_node(option, replicas, room)
     placed: list[PlanPlacement] = []
     for replica in replicas:
-        stages: list[PlanPlacement] = []
-        for stage in range(option.config.pipeline_parallel):
-            name = best(option, room)
-            if name is None:
-                undo(option, stages, room)
-                return placed
-            room.take(name, option.requests)
-            stages.append(_placement(option, replica, stage, name))
+        stages = _one_replica(option, replica, room)
+        if not stages:
+            break
         placed += stages
     return placed
 
 
+def _one_replica(option: Option, replica: int, room: Room) -> list[PlanPlacement]:
+    """All stages in the first domain that holds them; none when no domain does."""
+    for admitted in candidates(option, room):
+        stages = _stages(option, replica, room, admitted)
+        if len(stages) == option.config.pipeline_parallel:
+            return stages
+        undo(option, stages, room)
+    return []
+
+
+def _stages(option: Option, replica: int, room: Room, admitted: Admitted) -> list[PlanPlacement]:
+    """As many stages as fit, their room taken."""
+    stages: list[PlanPlacement] = []
+    for stage in range(option.config.pipeline_parallel):
+        name = best(option, room, admitted)
+        if name is None:
+            break
+        room.take(name, option.requests)
+        stages.append(_placement(option, replica, stage, name))
+    return stages
+
+
+def holds_one(option: Option, room: Room) -> bool:
+    """Whether a whole replica has room now."""
+    if option.config.pipeline_parallel == 1:
+        return best(option, room) is not None
+    stages = _one_replica(option, 0, room)
+    undo(option, stages, room)
+    return bool(stages)
+
+
+def most_stages(option: Option, room: Room, admitted: Admitted) -> int:
+    """Stages of one replica that find a place there now."""
+    stages = _stages(option, 0, room, admitted)
+    undo(option, stages, room)
+    return len(stages)
+
+
 def _on_one_node(option: Option, replicas: Sequence[int], room: Room) -> list[PlanPlacement]:
     node, most = "", 0
-    for name in ranked(option, room):
+    for name in chain.from_iterable(ranked(option, room, admitted) for admitted in candidates(option, room)):
         there = min(len(replicas), _pods_held(option, name, room) // option.config.pipeline_parallel)
         if there > most:
             node, most = name, there

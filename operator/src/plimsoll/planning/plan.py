@@ -58,8 +58,10 @@ def plan(snapshot: Snapshot) -> Decisions:
 
 def world_of(snapshot: Snapshot) -> World:
     """The cluster as it is before anything is decided."""
-    selectors = {key for request in snapshot.deployments for key in request.spec.placement.node_selector}
-    supply = Supply(snapshot.nodes, selectors)
+    placements = [request.spec.placement for request in snapshot.deployments]
+    selectors = {key for placement in placements for key in placement.node_selector}
+    domains = {placement.topology_key for placement in placements if placement.topology_key}
+    supply = Supply(snapshot.nodes, selectors | domains)
     return World(
         supply=supply,
         room=Room(supply.by_name, snapshot.pods),

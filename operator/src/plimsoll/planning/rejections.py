@@ -12,11 +12,12 @@ from plimsoll.planning import words
 from plimsoll.planning.admission import Refused
 from plimsoll.planning.eligibility import NO_MATCHING_NODES, VOLUME_UNAVAILABLE
 from plimsoll.planning.options import Option, shape
-from plimsoll.planning.placement import best, ranked
+from plimsoll.planning.placement import best, holds_one, most_stages, ranked
 from plimsoll.planning.remedies import remedies
 from plimsoll.planning.room import Room
 from plimsoll.planning.snapshot import DeploymentRequest, Rejection
 from plimsoll.planning.supply import NodeGPUs, Supply
+from plimsoll.planning.topology import domains, key_of, unlabelled
 from plimsoll.sizing.footprint import Footprint
 from plimsoll.sizing.host import host_memory
 from plimsoll_worker.launch import Capabilities, Device
@@ -111,9 +112,28 @@ def why_not(option: Option, room: Room) -> RejectedOption | None:
         return _rejected(option, INSUFFICIENT_MEMORY, _over_the_line(option))
     if option.refusal:
         return _rejected(option, ENGINE_UNSUPPORTED, _would_fit(option))
-    if best(option, room) is not None:
+    if holds_one(option, room):
         return None
-    return _no_room(option, room)
+    return _no_room_together(option, room) if best(option, room) else _no_room(option, room)
+
+
+def _no_room_together(option: Option, room: Room) -> RejectedOption:
+    """A stage would have room, the whole replica has none."""
+    key, config = key_of(option), option.config
+    found = domains(option) if key else {"": option.admitted}
+    outside = unlabelled(option) if key else []
+    without = f"; {words.listed(outside)} without the label {key} (placement.topologyKey)" if outside else ""
+    if not found:
+        return _rejected(
+            option, NO_MATCHING_NODES, f"its stages must share a domain, and there is none{without}"
+        )
+    there = {value: most_stages(option, room, admitted) for value, admitted in found.items()}
+    value = max(there, key=lambda value: there[value])
+    where = f"no {key} has room for all stages: {value} has it" if key else "has room"
+    stages = (
+        f"{words.count(config.pipeline_parallel, 'stage')} of {words.count(config.tensor_parallel, 'GPU')}"
+    )
+    return _rejected(option, INSUFFICIENT_GPUS, f"{where} for {there[value]} of {stages}{without}")
 
 
 def _no_room(option: Option, room: Room) -> RejectedOption:

@@ -142,11 +142,16 @@ LabelValue = Annotated[
 ]
 
 
+def is_label_key(text: str) -> bool:
+    """Whether the text is `name` or `domain/name`."""
+    return _LABEL_KEY.fullmatch(text) is not None
+
+
 def label_keys(field: str, wire_name: str) -> Rule:
     """Keys of the map `field` are label keys: `name` or `domain/name`."""
     return Rule(
         f"!has(self.{wire_name}) || "
         f"self.{wire_name}.all(key, !format.qualifiedName().validate(key).hasValue())",
-        lambda part: all(_LABEL_KEY.fullmatch(key) for key in getattr(part, field)),
+        lambda part: all(is_label_key(key) for key in getattr(part, field)),
         f"{wire_name}: a key is not a label key: write name or domain/name, for example example.com/team",
     )

@@ -17,6 +17,7 @@ from plimsoll.api.v1alpha1.fields import (
     Quantity,
     Rule,
     ShortText,
+    is_label_key,
     label_keys,
     list_map,
 )
@@ -204,6 +205,9 @@ class Placement(Model):
     """Taints that replicas tolerate. GPU workers tolerate nvidia.com/gpu:NoSchedule by themselves."""
     priority_class_name: ShortText = ""
     """PriorityClass of the worker pods; deployments of higher priority are planned first."""
+    topology_key: LabelKey = ""
+    """Label of nodes, for example topology.kubernetes.io/zone: all stages of a replica run on nodes that
+    share its value, and on no node without it. A replica on one node needs no label. Default: anywhere."""
     memory_headroom_percent: Annotated[int, Field(ge=0, le=50)] = 3
     """Share of each device that stays free. The line is the device's memory less this share. Default: 3."""
 
@@ -221,6 +225,18 @@ class Placement(Model):
             "sharing: MIG is for device GPU: remove it or write device: GPU",
         ),
         label_keys("node_selector", "nodeSelector"),
+        Rule(
+            "!has(self.topologyKey) || self.topologyKey == '' || "
+            "!format.qualifiedName().validate(self.topologyKey).hasValue()",
+            lambda placement: not placement.topology_key or is_label_key(placement.topology_key),
+            "topologyKey is not a label key: write name or domain/name, for example "
+            "topology.kubernetes.io/zone",
+        ),
+        Rule(
+            "self.device == 'GPU' || !has(self.topologyKey) || self.topologyKey == ''",
+            lambda placement: placement.device is Device.GPU or not placement.topology_key,
+            "topologyKey is for device GPU, where a replica may span nodes: remove it or write device: GPU",
+        ),
     )
 
 
