@@ -244,7 +244,8 @@ JSON = st.recursive(
 )
 FIELDS = st.sampled_from([
     "name", "labels", "annotations", "taints", "conditions", "allocatable", "unschedulable", "nodeName",
-    "phase", "containers", "initContainers", "containerStatuses", "affinity", "volumes", "ownerReferences", "overhead",
+    "phase", "containers", "initContainers", "containerStatuses", "affinity", "volumes", "ownerReferences",
+    "overhead",
 ])  # fmt: skip
 OBJECTS = st.fixed_dictionaries(
     {},

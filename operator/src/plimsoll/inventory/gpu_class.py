@@ -17,6 +17,15 @@ class Sharing(StrEnum):
     UNKNOWN = "Unknown"
 
 
+class Allocation(StrEnum):
+    """Who hands GPUs to pods."""
+
+    DEVICE_PLUGIN = "DevicePlugin"
+    """The pod asks for an extended resource."""
+    DRA = "DRA"
+    """The pod has a ResourceClaim."""
+
+
 @dataclass(frozen=True, slots=True)
 class GPUClass:
     """GPUs of one kind on one node."""
@@ -27,6 +36,7 @@ class GPUClass:
     """Of one GPU (of one slice under MIG), as NVML would tell it; 0 when unknown."""
     compute_capability: tuple[int, int] | None
     resource_name: str
+    """Extended resource; `<DeviceClass>/<product>` where pods claim devices."""
     total: int
     """Units of `resource_name` that the node allocates."""
     sharing: Sharing
@@ -35,3 +45,4 @@ class GPUClass:
     known."""
     reason: str = ""
     """Why it is not usable, with the label named; empty when it is."""
+    allocation: Allocation = Allocation.DEVICE_PLUGIN

@@ -8,6 +8,7 @@ API server admits none).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -22,6 +23,9 @@ from plimsoll.inventory.views import NodeView, PodView, Resources, Taint, Volume
 Object = Mapping[str, Any]
 H = TypeVar("H", bound=Hashable)
 
+DEVICES = "plimsoll.dev/devices"
+"""Annotation of worker pods whose GPUs are claimed: amounts by resource, JSON. Until the scheduler has given
+devices to the claim, nothing else tells what the pod will hold."""
 FINISHED = ("Succeeded", "Failed")
 VENDOR_ANNOTATIONS = ("hami.io/", "4pd.io/")
 """Prefixes of the annotations that `labels` reads; the rest of them (kilobytes on real nodes) is left
@@ -35,7 +39,7 @@ def node_view(obj: Object) -> NodeView:
     view = NodeView(
         name=str(meta.get("name", "")),
         labels={str(key): str(value) for key, value in _part(meta, "labels").items()},
-        taints=_shared(
+        taints=shared(
             tuple(
                 Taint(str(taint.get("key", "")), str(taint.get("value") or ""), str(taint.get("effect", "")))
                 for taint in _parts(spec, "taints")
@@ -51,11 +55,11 @@ def node_view(obj: Object) -> NodeView:
         },
         problems=tuple(problems),
     )
-    return replace(view, gpus=_shared(gpu_classes(view)))
+    return replace(view, gpus=shared(gpu_classes(view)))
 
 
 @lru_cache(maxsize=4096)
-def _shared(value: H) -> H:
+def shared(value: H) -> H:
     """The first of all equal values: thousands of nodes have the same taints and GPUs, and planning groups
     them by identity."""
     return value
@@ -118,6 +122,7 @@ def pod_view(obj: Object) -> PodView | None:
         requests = effective_requests(spec, status)
     except QuantityError as error:
         raise QuantityError(f"pod {namespace}/{name}: {error}") from error
+    devices = _devices(meta, spec)
     return PodView(
         namespace=namespace,
         name=name,
@@ -126,7 +131,8 @@ def pod_view(obj: Object) -> PodView | None:
         pinned_node=pinned_node(spec.get("affinity")),
         phase=phase,
         terminating=bool(meta.get("deletionTimestamp")),
-        requests=requests,
+        requests=add(requests, Resources(extended=devices)),
+        devices=devices,
         labels={str(key): str(value) for key, value in _part(meta, "labels").items()},
         owner_uid=str(owner.get("uid", "")),
         claims=tuple(
@@ -135,6 +141,19 @@ def pod_view(obj: Object) -> PodView | None:
             if isinstance(volume.get("persistentVolumeClaim"), Mapping)
         ),
     )
+
+
+def _devices(meta: Object, spec: Object) -> Mapping[str, int]:
+    """What a pod of ours claims. What cannot be read is nothing: the claim itself tells soon."""
+    text = _part(meta, "annotations").get(DEVICES)
+    if not text or not spec.get("resourceClaims"):
+        return {}
+    try:
+        found = json.loads(str(text))
+    except ValueError:
+        return {}
+    amounts = found.items() if isinstance(found, dict) else ()
+    return {str(name): amount for name, amount in amounts if isinstance(amount, int) and amount > 0}
 
 
 def effective_requests(spec: Object, status: Object) -> Resources:

@@ -70,6 +70,8 @@ class PodView:
     owner_uid: str = ""
     claims: tuple[str, ...] = ()
     """PersistentVolumeClaims of its namespace that it mounts."""
+    devices: Mapping[str, int] = field(default_factory=lambda: EMPTY)
+    """Of `requests`, what it will get through ResourceClaims, by resource."""
 
 
 @dataclass(frozen=True, slots=True)

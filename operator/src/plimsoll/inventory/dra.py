@@ -1,0 +1,175 @@
+"""Dynamic resource allocation: ResourceSlices and ResourceClaims as the views that counting reads.
+
+A driver publishes its devices in slices, the scheduler writes what it gave to whom into claims. The format is
+resource.k8s.io/v1; attributes and capacities are those of NVIDIA's driver (`gpu.nvidia.com`), their names
+without a domain. Nothing raises: what cannot be read is left empty, and `device_pools` says what it lacks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from plimsoll.inventory.quantity import QuantityError, at_most
+
+Object = Mapping[str, Any]
+NVIDIA_DRIVER = "gpu.nvidia.com"
+KEEPS_AWAY = ("NoSchedule", "NoExecute")
+_PRODUCT = ("productName", "product", "model")
+_MEMORY = ("memory", "vram")
+
+DeviceId = tuple[str, str, str]
+"""Driver, pool and name: what a claim calls a device by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One entry of a slice. It may be a GPU, a part of one, or one of several ways to cut the same GPU."""
+
+    id: DeviceId
+    node: str
+    """Empty for devices that no single node has."""
+    kind: str
+    """NVIDIA's: gpu, mig or vfio; empty where nothing says."""
+    product: str
+    """As the driver writes it, with blanks."""
+    profile: str
+    memory_bytes: int
+    compute_capability: tuple[int, int] | None
+    uuid: str
+    parent_uuid: str
+    taint: str
+    """The first that keeps new pods away, as key:effect."""
+    counters: frozenset[str]
+    """Counter sets that it draws on: devices with a common one are cut from the same GPU."""
+    shared: bool
+    """Several claims may have it at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class SliceView:
+    """A part of a pool. A pool is whole when all slices of its newest generation are there."""
+
+    name: str
+    driver: str
+    pool: str
+    generation: int
+    slices: int
+    """Of the pool in this generation."""
+    devices: tuple[Device, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimView:
+    """A claim that holds devices."""
+
+    namespace: str
+    name: str
+    devices: tuple[DeviceId, ...]
+    pods: frozenset[str]
+    """UIDs of the pods that own it or that it is reserved for."""
+
+
+def slice_view(obj: Object) -> SliceView | None:
+    """The view of a ResourceSlice; None for drivers of other things than GPUs."""
+    meta, spec = _part(obj, "metadata"), _part(obj, "spec")
+    pool, driver = _part(spec, "pool"), str(spec.get("driver") or "")
+    if not _of_gpus(driver):
+        return None
+    name, node = str(pool.get("name") or ""), str(spec.get("nodeName") or "")
+    return SliceView(
+        name=str(meta.get("name") or ""),
+        driver=driver,
+        pool=name,
+        generation=_number(pool.get("generation")),
+        slices=_number(pool.get("resourceSliceCount")),
+        devices=tuple(_device(entry, driver, name, node) for entry in _parts(spec, "devices")),
+    )
+
+
+def claim_view(obj: Object) -> ClaimView | None:
+    """The view of a ResourceClaim; None when it holds nothing. Access for administrators holds nothing."""
+    meta, status = _part(obj, "metadata"), _part(obj, "status")
+    results = _parts(_part(_part(status, "allocation"), "devices"), "results")
+    devices = tuple(
+        (str(result.get("driver")), str(result.get("pool")), str(result.get("device")))
+        for result in results
+        if not result.get("adminAccess")
+    )
+    if not devices:
+        return None
+    holders = (*_parts(meta, "ownerReferences"), *_parts(status, "reservedFor"))
+    return ClaimView(
+        namespace=str(meta.get("namespace") or "default"),
+        name=str(meta.get("name") or ""),
+        devices=devices,
+        pods=frozenset(str(holder["uid"]) for holder in holders if holder.get("uid")),
+    )
+
+
+def _of_gpus(driver: str) -> bool:
+    return re.search(r"gpu(?![a-z])", driver.lower()) is not None
+
+
+def _device(entry: Object, driver: str, pool: str, node: str) -> Device:
+    attributes = {_plain(str(key)): _value(value) for key, value in _part(entry, "attributes").items()}
+    capacity = {_plain(str(key)): value for key, value in _part(entry, "capacity").items()}
+    return Device(
+        id=(driver, pool, str(entry.get("name") or "")),
+        node=node or str(entry.get("nodeName") or ""),
+        kind=attributes.get("type", ""),
+        product=next((attributes[name] for name in _PRODUCT if attributes.get(name)), ""),
+        profile=attributes.get("profile", ""),
+        memory_bytes=next((_bytes(capacity[name]) for name in _MEMORY if name in capacity), 0),
+        compute_capability=_version(attributes.get("cudaComputeCapability", "")),
+        uuid=attributes.get("uuid", ""),
+        parent_uuid=attributes.get("parentUUID", ""),
+        taint=next(_taints(entry), ""),
+        counters=frozenset(str(consumed.get("counterSet")) for consumed in _parts(entry, "consumesCounters")),
+        shared=bool(entry.get("allowMultipleAllocations")),
+    )
+
+
+def _plain(name: str) -> str:
+    """Drivers may write their own domain before a name or leave it out."""
+    return name.rpartition("/")[2]
+
+
+def _value(value: object) -> str:
+    """An attribute is one of string, version, int and bool."""
+    found = next(iter(value.values()), "") if isinstance(value, Mapping) else ""
+    return str(found) if isinstance(found, str | int) else ""
+
+
+def _bytes(value: object) -> int:
+    try:
+        return max(0, at_most(value.get("value") if isinstance(value, Mapping) else value))
+    except QuantityError:
+        return 0
+
+
+def _version(text: str) -> tuple[int, int] | None:
+    found = re.fullmatch(r"([0-9]{1,3})\.([0-9]{1,3})(?:\.[0-9]+)?", text)
+    return (int(found.group(1)), int(found.group(2))) if found else None
+
+
+def _taints(entry: Object) -> Iterator[str]:
+    for taint in _parts(entry, "taints"):
+        if taint.get("effect") in KEEPS_AWAY:
+            yield f"{taint.get('key')}:{taint['effect']}"
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _part(obj: Object, name: str) -> Object:
+    found = obj.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _parts(obj: Object, name: str) -> list[Object]:
+    found = obj.get(name)
+    return [part for part in found if isinstance(part, Mapping)] if isinstance(found, list | tuple) else []
