@@ -12,23 +12,25 @@ is the solver's.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
-from tests.bench.instances import MAX_PIPELINE, PRICES
+from tests.bench.instances import ENGINE, MAX_PIPELINE, PRICES
 
 from plimsoll.inventory.capacity import free_by_node
 from plimsoll.inventory.gpu_class import GPUClass
-from plimsoll.planning.candidates import BF16_CAPABILITY, configuration, precision
-from plimsoll.planning.options import workload
+from plimsoll.planning.formats import formats
+from plimsoll.planning.options import workload, workloads
 from plimsoll.planning.snapshot import DeploymentRequest, Snapshot
+from plimsoll.planning.support import unsupported
 from plimsoll.sizing.footprint import footprint
 from plimsoll.sizing.parallel import ParallelRefused
 from plimsoll.sizing.runtime import line
-from plimsoll_worker.launch import Device, Precision
+from plimsoll_worker.launch import Device
 
 SIZES = (8, 4, 2, 1)
 GAP = 1e-6
@@ -82,7 +84,7 @@ class Choices:
         self._known: dict[object, tuple[Choice, ...]] = {}
 
     def of(self, request: DeploymentRequest) -> tuple[Choice, ...]:
-        key = (id(request.facts), workload(request.spec, request.facts))
+        key = (id(request.facts), request.spec.quantization, workload(request.spec, request.facts))
         if key not in self._known:
             self._known[key] = tuple(self._enumerate(request))
         return self._known[key]
@@ -93,21 +95,20 @@ class Choices:
 
     def _enumerate(self, request: DeploymentRequest) -> list[Choice]:
         found: list[Choice] = []
-        weights = precision(request.spec, request.facts)
-        load = workload(request.spec, request.facts)
-        for tensor in reversed(SIZES):
-            for pipeline in range(1, MAX_PIPELINE + 1):
-                config = configuration(Device.GPU, weights, tensor, pipeline)
-                try:
-                    needed = footprint(request.facts, config, load).worst.total
-                except ParallelRefused:
-                    continue
-                for product, (gpu, widest) in self._kinds.items():
-                    able = (
-                        weights is not Precision.BF16 or (gpu.compute_capability or (0, 0)) >= BF16_CAPABILITY
-                    )
-                    if able and widest >= tensor and line(gpu.memory_bytes, 3) >= needed:
-                        found.append(Choice(product, tensor, pipeline))
+        spec, facts = request.spec, request.facts
+        for kept, tensor, pipeline in itertools.product(
+            formats(spec, facts), reversed(SIZES), range(1, MAX_PIPELINE + 1)
+        ):
+            config = kept.configuration(Device.GPU, tensor, pipeline)
+            try:
+                needed = min(footprint(facts, config, load).worst.total for load in workloads(spec, facts))
+            except ParallelRefused:
+                continue
+            for name, (gpu, widest) in self._kinds.items():
+                able = not unsupported(ENGINE, kept, config, gpu.compute_capability)
+                choice = Choice(name, tensor, pipeline)
+                if able and widest >= tensor and line(gpu.memory_bytes, 3) >= needed and choice not in found:
+                    found.append(choice)
         return [
             one
             for one in found

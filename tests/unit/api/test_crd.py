@@ -164,7 +164,7 @@ def test_status_has_no_defaults(tree: dict[str, dict[str, Any]]) -> None:
 
 def test_optional_objects_open_their_defaults(deployment: dict[str, dict[str, Any]]) -> None:
     opened = [path for path, node in deployment.items() if node.get("default") == {}]
-    sections = ("workload", "quantization", "placement", "plan", "rollout", "service")
+    sections = ("workload", "quantization", "parallelism", "placement", "plan", "rollout", "service")
     assert opened == [f".spec.{section}" for section in sections]
 
 

@@ -52,7 +52,7 @@ def test_measured_bytes_stand_beside_the_predicted() -> None:
 
 
 def test_the_reasons_say_precision_cache_and_gpu() -> None:
-    weights, cache, gpu = reasons(planned(), spec())
+    weights, cache, _speed, gpu = reasons(planned(), spec())
     assert "BF16" in weights
     assert "65536 tokens: 8 sequences of 8192" in cache
     assert "1 GPU of NVIDIA-H100-80GB-HBM3 a replica" in gpu

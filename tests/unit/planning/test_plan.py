@@ -373,7 +373,7 @@ REJECTIONS: dict[str, tuple[list[NodeView], list[PodView], dict[str, Any], Capab
         {"facts": llama(4, dtype="F32"), "workload": {"maxConcurrentSequences": 4}},
         CAPABILITIES,
         "InsufficientMemory",
-        ["quantization.weights: BF16"],
+        ["BF16 would fit on 1 GPU of l: set quantization.floor: BF16"],
     ),
     "no node has the memory, on CPU": (
         [node("a", memory="6Gi"), node("b", memory="8Gi")],

@@ -25,9 +25,9 @@ from plimsoll.inventory.gpu_class import GPUClass
 from plimsoll.inventory.labels import gpu_classes
 from plimsoll.inventory.quantity import at_least
 from plimsoll.inventory.views import NodeView, Resources, VolumeView
-from plimsoll.planning.candidates import configuration, precision
 from plimsoll.planning.eligibility import Eligibility
-from plimsoll.planning.options import workload
+from plimsoll.planning.formats import formats
+from plimsoll.planning.options import workloads
 from plimsoll.planning.placement import newly_stranded, slot_loss
 from plimsoll.planning.plan import plan
 from plimsoll.planning.snapshot import Snapshot
@@ -91,7 +91,7 @@ def options(world: Snapshot) -> list[tuple[tuple[object, ...], GPUClass, int, in
     """(order, GPU, tensor parallel, line, nodes) of all that fits in bytes and that the engine runs."""
     (asked,) = world.deployments
     eligibility = Eligibility(asked)
-    weights = precision(asked.spec, asked.facts)
+    (kept,) = formats(asked.spec, asked.facts)
     ordered = sorted(world.nodes, key=lambda node: node.name)
     usable = [
         (n, gpu) for n in ordered for gpu in gpu_classes(n) if gpu.usable and not eligibility.obstacle(n)
@@ -100,16 +100,14 @@ def options(world: Snapshot) -> list[tuple[tuple[object, ...], GPUClass, int, in
     for product in {gpu.product for _, gpu in usable}:
         mine = [(node, gpu) for node, gpu in usable if gpu.product == product]
         for tensor in (1, 2, 4, 8):
-            sized = footprint(
-                asked.facts,
-                configuration(Device.GPU, weights, tensor),
-                workload(asked.spec, asked.facts),
-            )
-            needed = sized.worst.total
+            loads = workloads(asked.spec, asked.facts)
+            tried = [footprint(asked.facts, kept.configuration(Device.GPU, tensor), load) for load in loads]
+            most = max(line(gpu.memory_bytes, 3) for _, gpu in mine)
+            needed = next((one for one in tried if one.worst.total <= most), tried[0]).worst.total
             wide = [(node, gpu) for node, gpu in mine if gpu.total >= tensor]
             memories = sorted({gpu.memory_bytes for _, gpu in wide if line(gpu.memory_bytes, 3) >= needed})
             capability = mine[0][1].compute_capability or (0, 0)
-            if memories and not (weights == "BF16" and capability < (8, 0)):
+            if memories and not (kept.weights == "BF16" and capability < (8, 0)):
                 nodes = [node for node, gpu in wide if gpu.memory_bytes >= memories[0]]
                 order = (tensor, round(memories[0] / (8 << 30)), capability, memories[0], product)
                 found.append((order, wide[0][1], tensor, line(memories[0], 3), nodes))
@@ -120,8 +118,8 @@ def options(world: Snapshot) -> list[tuple[tuple[object, ...], GPUClass, int, in
 
 def asks_for(world: Snapshot, tensor: int, resource: str) -> Resources:
     (asked,) = world.deployments
-    config = configuration(Device.GPU, precision(asked.spec, asked.facts), tensor)
-    sized = footprint(asked.facts, config, workload(asked.spec, asked.facts))
+    config = formats(asked.spec, asked.facts)[0].configuration(Device.GPU, tensor)
+    sized = footprint(asked.facts, config, workloads(asked.spec, asked.facts)[0])
     return Resources(
         cpu_millis=at_least(asked.spec.pod_template.resources.cpu or "0", 1000) or cpu_request(sized),
         memory_bytes=host_memory(asked.facts, sized),

@@ -27,7 +27,7 @@ def launch(revision: Revision, plan: PlanStatus, placement: PlanPlacement, attem
         served_name=spec.model.served_name or revision.owner.name,
         device=plan.device,
         expected_product=plan.product or None,
-        weights=WeightsScheme.plain(plan.weights),
+        weights=_weights(plan),
         kv_cache=plan.kv_cache,
         tensor_parallel=plan.tensor_parallel,
         pipeline_parallel=plan.pipeline_parallel,
@@ -40,6 +40,15 @@ def launch(revision: Revision, plan: PlanStatus, placement: PlanPlacement, attem
         line=stage.line,
         predicted=stage.predicted,
     )
+
+
+def _weights(plan: PlanStatus) -> WeightsScheme:
+    compute = plan.compute or plan.weights
+    if plan.checkpoint_format:
+        return WeightsScheme.stored(plan.checkpoint_format, compute)
+    if plan.weights.computes:
+        return WeightsScheme.plain(plan.weights)
+    return WeightsScheme.quantized(plan.weights, compute)
 
 
 def model_path(revision: Revision) -> str:

@@ -198,12 +198,17 @@ def warnings(facts: ModelFacts, sized: Footprint) -> list[str]:
 
 def not_run_yet(sized: Footprint) -> list[str]:
     """What is sized here and not among the engine's capabilities."""
-    configuration, runs = sized.configuration, CAPABILITIES.weights[Device.GPU]
-    known, notes = ", ".join(runs), []
-    for what, name in (
-        ("weights", configuration.scheme.name if configuration.scheme else configuration.weights.value),
-        ("a KV cache", configuration.cached.value),
+    configuration, computes = sized.configuration, CAPABILITIES.weights[Device.GPU]
+    caches, notes = (*computes, *CAPABILITIES.kv_cache.get(Device.GPU, ())), []
+    for what, name, runs in (
+        (
+            "weights",
+            configuration.scheme.name if configuration.scheme else configuration.weights.value,
+            computes,
+        ),
+        ("a KV cache", configuration.cached.value, caches),
     ):
+        known = ", ".join(runs)
         if name not in runs:
             notes.append(f"engine {ENGINE_VERSION} does not run {what} in {name} yet, only in {known}")
     return notes

@@ -1,65 +1,48 @@
-"""The configurations that could serve a deployment: precision × tensor parallel × pipeline parallel × kind of
-device, with their bytes.
+"""The configurations that could serve a deployment: precisions × tensor parallel × pipeline parallel × token
+budget × kind of device, with their bytes.
 
 Options of one node are computed also where the engine cannot run them yet or no GPU holds them: the answer to
-"why not" is an option with a reason. Options over several nodes are offered where the engine runs them, and
+"why not" is an option with a reason. Options of several stages are offered where the engine runs them, and
 come last unless prices say otherwise: a stage boundary on a network is slower than one in a node.
+
+What nobody would take is left out while it is made: of a kind of GPU, a cut after one that fits already, and
+a lower precision that saves no GPU. So a plan that may round costs little more than one that may not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from plimsoll.api.v1alpha1 import LLMDeploymentSpec, PlanStatus, WeightsPrecision
-from plimsoll.inventory.gpu_class import Sharing
+from plimsoll.api.v1alpha1 import LLMDeploymentSpec, MultiNode, PlanStatus
+from plimsoll.inventory.gpu_class import GPUClass, Sharing
 from plimsoll.inventory.products import names
-from plimsoll.model.facts import ModelFacts
 from plimsoll.planning.admission import Admitted
+from plimsoll.planning.forecast import Forecaster, has_targets
+from plimsoll.planning.formats import Formats, formats, formats_of
 from plimsoll.planning.options import (
     Option,
     Sized,
     Sizer,
     planned_configuration,
-    shape,
+    planned_workload,
     worker_requests,
     workload,
+    workloads,
 )
 from plimsoll.planning.snapshot import DeploymentRequest
 from plimsoll.planning.supply import Pool
-from plimsoll.sizing.footprint import Configuration
+from plimsoll.planning.support import unsupported
+from plimsoll.sizing.configuration import Configuration, Workload
 from plimsoll.sizing.host import host_memory
 from plimsoll.sizing.runtime import line
-from plimsoll.sizing.weights import native_precision
-from plimsoll_worker.launch import Capabilities, Device, Precision
+from plimsoll_worker.launch import Capabilities, Device
 
-__all__ = ["TENSOR_PARALLEL", "Catalog", "configuration", "precision", "shape", "worker_requests", "workload"]
+__all__ = ["TENSOR_PARALLEL", "Catalog", "worker_requests", "workload"]
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
 """Sizes that fill nodes of 1, 2, 4 and 8 GPUs without a rest; a divisibility chain, so packing stays
 exact."""
-SIZE_CLASS_BYTES = 8 << 30
-"""GPUs are of one size when they round to the same multiple: an H100 has 79.6 GiB, an A100 80.0."""
-BF16_CAPABILITY = (8, 0)
-"""Tensor cores compute BF16 from compute capability 8.0 on."""
-MIB = 1 << 20
-
-
-def precision(spec: LLMDeploymentSpec, facts: ModelFacts) -> Precision:
-    if spec.quantization.weights is WeightsPrecision.NATIVE:
-        return native_precision(facts, spec.placement.device)
-    return Precision(spec.quantization.weights.value)
-
-
-def configuration(device: Device, weights: Precision, tensor: int, pipeline: int = 1) -> Configuration:
-    """The KV cache has the precision that the engine computes in."""
-    return Configuration(
-        device=device,
-        weights=weights,
-        kv_cache=weights,
-        tensor_parallel=tensor,
-        pipeline_parallel=pipeline,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +53,40 @@ class _Kind:
     memories: tuple[int, ...]
     """Bytes of one GPU: GPUs of one product differ by driver. Ascending."""
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
+    def sizes(self, spec: LLMDeploymentSpec) -> tuple[int, ...]:
         """How many of these GPUs may work on one stage. MIG slices reach no other slice: neither NVLink nor
         peer access crosses their border."""
-        return TENSOR_PARALLEL[:1] if self.sliced else TENSOR_PARALLEL
+        asked = (spec.parallelism.tensor,) if spec.parallelism.tensor else TENSOR_PARALLEL
+        return tuple(size for size in asked if size == 1) if self.sliced else asked
 
     @property
     def sliced(self) -> bool:
-        gpu = self.pools[0].gpu
-        return gpu is not None and gpu.sharing is Sharing.MIG
+        return self.gpu.sharing is Sharing.MIG
 
     @property
-    def first(self) -> Pool:
+    def gpu(self) -> GPUClass:
         """The pool of the first node by name speaks for all."""
-        return min(self.pools, key=lambda pool: pool.nodes[0].name)
+        found = min(self.pools, key=lambda pool: pool.nodes[0].name).gpu
+        assert found is not None, "pools of a kind of GPU have one"
+        return found
+
+    def with_gpus(self, count: int) -> tuple[Pool, ...]:
+        """Pools whose nodes have so many GPUs, taken or not."""
+        return tuple(pool for pool in self.pools if pool.gpu and pool.gpu.total >= count)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a deployment asks for, read once."""
+
+    request: DeploymentRequest
+    admitted: Admitted
+    formats: tuple[Formats, ...]
+    loads: tuple[Workload, ...]
+    """The usual token budget first."""
+
+    def line(self, memory: int) -> int:
+        return line(memory, self.request.spec.placement.memory_headroom_percent)
 
 
 class Catalog:
@@ -95,30 +97,28 @@ class Catalog:
         self._capabilities = capabilities
         self._prices = dict(prices or {})
         self._sizer = Sizer()
-        self._listed: dict[str, tuple[Option, ...]] = {}
+        self._forecaster = Forecaster()
+        self._listed: dict[tuple[object, ...], tuple[Option, ...]] = {}
 
-    def cpu_option(self, request: DeploymentRequest, admitted: Admitted) -> Option:
-        """The one option without GPUs: everything in the node's memory."""
-        config = configuration(Device.CPU, precision(request.spec, request.facts), 1)
-        sized = self._sized(request, config)
-        assert sized is not None, "a model that is not cut can be cut"
-        headroom = request.spec.placement.memory_headroom_percent
-        host = host_memory(request.facts, sized.footprint, headroom_percent=headroom)
-        refusal = _refusal(self._capabilities, config, None)
-        return Option(request, sized, None, line(host, headroom), host, admitted, refusal)
-
-    def gpu_options(self, request: DeploymentRequest, admitted: Admitted) -> tuple[Option, ...]:
-        """For each kind of GPU the cuts that divide the model, up to the first that fits all its GPUs: more
-        ranks of the same GPU would only take more. Cheapest first, then by product."""
-        if request.uid not in self._listed:
-            found = [option for kind in _kinds(admitted) for option in self._options(request, kind, admitted)]
-            found.sort(key=lambda option: (option.cost, option.product, option.gpus))
-            self._listed[request.uid] = tuple(found)
-        return self._listed[request.uid]
+    def options(self, request: DeploymentRequest, admitted: Admitted) -> tuple[Option, ...]:
+        """All options worth looking at, the best by the spec's objective first, then by product. On CPU one
+        for each precision."""
+        key = request.uid, request.spec.quantization
+        if key not in self._listed:
+            if request.spec.placement.device is Device.CPU:
+                found = self._cpu_options(request, admitted)
+            else:
+                spec, facts = request.spec, request.facts
+                asked = _Asked(request, admitted, formats(spec, facts), tuple(workloads(spec, facts)))
+                found = [option for kind in _kinds(admitted) for option in self._gpu_options(asked, kind)]
+                found.sort(key=lambda option: (option.cost, option.product, option.gpus))
+            self._listed[key] = tuple(found)
+        return self._listed[key]
 
     def option_in_force(self, request: DeploymentRequest, plan: PlanStatus, admitted: Admitted) -> Option:
         """The configuration of a plan in force, for more replicas of it."""
-        sized = self._sized(request, planned_configuration(plan))
+        load = planned_workload(plan, request.spec, request.facts)
+        sized = self._sizer.sized(request.facts, planned_configuration(plan), load)
         assert sized is not None, "a plan in force cuts the model in a way that is possible"
         drawn = max(stage.line for stage in plan.memory)
         headroom = request.spec.placement.memory_headroom_percent
@@ -134,92 +134,143 @@ class Catalog:
         )
         return Option(
             request=request,
+            formats=formats_of(plan),
             sized=sized,
             gpu=alike[0].gpu if alike else None,
             line=min(stage.line for stage in plan.memory),
             host_memory=plan.host_memory_bytes,
             admitted=admitted.only(alike),
             refusal="",
+            one_node=plan.pipeline_parallel > 1 and not self._spans_nodes(request),
             in_force=plan.model_copy(update={"placements": [], "rejected": []}),
         )
 
-    def _options(self, request: DeploymentRequest, kind: _Kind, admitted: Admitted) -> Iterator[Option]:
+    def _cpu_options(self, request: DeploymentRequest, admitted: Admitted) -> list[Option]:
+        """Without GPUs: everything in the node's memory, which is chosen so that it holds the model."""
         headroom = request.spec.placement.memory_headroom_percent
-        least_line, most_line = line(kind.memories[0], headroom), line(kind.memories[-1], headroom)
-        weights = precision(request.spec, request.facts)
-        fewest = 0
-        """GPUs of the smallest cut over several nodes so far."""
-        for tensor in kind.sizes:
-            wide = tuple(pool for pool in kind.pools if pool.gpu and pool.gpu.total >= tensor)
-            whole = self._sized(request, configuration(Device.GPU, weights, tensor))
-            if not wide or whole is None:
-                continue
-            yield self._gpu_option(request, whole, wide, admitted)
-            if least_line >= whole.needed:
-                return
-            stages = most_line < whole.needed and not kind.sliced
-            cut = self._staged(request, whole, most_line) if stages else None
-            gpus = tensor * cut.footprint.configuration.pipeline_parallel if cut else 0
-            if cut and (not fewest or gpus < fewest):
-                yield self._gpu_option(request, cut, wide, admitted)
-                fewest = gpus
+        found = []
+        for kept in formats(request.spec, request.facts):
+            config = kept.configuration(Device.CPU)
+            sized = self._sizer.sized(request.facts, config, workload(request.spec, request.facts))
+            assert sized is not None, "a model that is not cut can be cut"
+            host = host_memory(request.facts, sized.footprint, headroom_percent=headroom)
+            refusal = unsupported(self._capabilities, kept, config, None)
+            found.append(Option(request, kept, sized, None, line(host, headroom), host, admitted, refusal))
+        return found
 
-    def _staged(self, request: DeploymentRequest, whole: Sized, most_line: int) -> Sized | None:
+    def _gpu_options(self, asked: _Asked, kind: _Kind) -> Iterator[Option]:
+        """Of one kind of GPU, without those to which another is to be preferred wherever it has room."""
+        better: list[Option] = []
+        for loss, kept in enumerate(asked.formats):
+            for option in self._cuts(asked, kind, kept, loss):
+                if not any(_dominates(other, option) for other in better):
+                    yield option
+                    if option.runs:
+                        better.append(option)
+
+    def _cuts(self, asked: _Asked, kind: _Kind, kept: Formats, loss: int) -> Iterator[Option]:
+        """The cuts that divide the model, up to the first that runs on all GPUs of the kind: more ranks of
+        the same GPU would only take more. Where times are compared, all sizes."""
+        spec = asked.request.spec
+        least_line, most_line = asked.line(kind.memories[0]), asked.line(kind.memories[-1])
+        fixed, fewest = spec.parallelism.pipeline, 0
+        for tensor in kind.sizes(spec):
+            sized = self._sized(asked, kept.configuration(Device.GPU, tensor, fixed or 1), kind)
+            whole = self._option(asked, kind, kept, loss, sized)
+            if sized is None or whole is None:
+                continue
+            yield whole
+            if sized.needed <= least_line and whole.keeps_targets and not spec.workload.objective.predicted:
+                return
+            if fixed or kind.sliced or sized.needed <= most_line:
+                continue
+            cut = self._option(asked, kind, kept, loss, self._staged(asked, kind, kept, sized))
+            if cut and (not fewest or cut.gpus < fewest):
+                yield cut
+                fewest = cut.gpus
+
+    def _staged(self, asked: _Asked, kind: _Kind, kept: Formats, whole: Sized) -> Sized | None:
         """The cut into the fewest stages that fit, where the engine runs stages."""
-        config, stage = whole.footprint.configuration, whole.footprint.worst.bytes
-        for pipeline in range(
-            2, min(self._capabilities.max_pipeline_parallel, request.facts.layer_count) + 1
-        ):
+        tensor, most_line = whole.footprint.configuration.tensor_parallel, asked.line(kind.memories[-1])
+        stage, layers = whole.footprint.worst.bytes, asked.request.facts.layer_count
+        for pipeline in range(2, min(self._capabilities.max_pipeline_parallel, layers) + 1):
             if (stage.weights + stage.kv_cache) // pipeline > most_line:
                 continue
-            cut = self._sized(request, replace(config, pipeline_parallel=pipeline))
+            cut = self._sized(asked, kept.configuration(Device.GPU, tensor, pipeline), kind)
             if cut is not None and cut.needed <= most_line:
                 return cut
         return None
 
-    def _sized(self, request: DeploymentRequest, config: Configuration) -> Sized | None:
-        return self._sizer.sized(request.facts, config, workload(request.spec, request.facts))
+    def _sized(self, asked: _Asked, config: Configuration, kind: _Kind) -> Sized | None:
+        """With the first token budget that fits, else with the first of all."""
+        most, first = asked.line(kind.memories[-1]), None
+        for load in self._loads(asked, config, kind.gpu):
+            sized = self._sizer.sized(asked.request.facts, config, load)
+            if sized is None or sized.needed <= most:
+                return sized
+            first = first or sized
+            # A smaller budget saves activations and their fragmentation, nothing else.
+            if sized.needed - 2 * sized.footprint.worst.bytes.activations > most:
+                break
+        return first
 
-    def _gpu_option(
-        self, request: DeploymentRequest, sized: Sized, wide: tuple[Pool, ...], admitted: Admitted
-    ) -> Option:
-        headroom = request.spec.placement.memory_headroom_percent
-        kind = _Kind(wide, _memories(wide))
-        # The smallest memory that holds the footprint admits the most nodes.
-        memory = next((m for m in kind.memories if line(m, headroom) >= sized.needed), kind.memories[-1])
-        gpu = kind.first.gpu
-        assert gpu is not None, "pools of a kind of GPU have one"
+    def _loads(self, asked: _Asked, config: Configuration, gpu: GPUClass) -> Sequence[Workload]:
+        spec, facts = asked.request.spec, asked.request.facts
+        if has_targets(spec):
+            return self._forecaster.loads(spec, facts, config, gpu, asked.loads[0])
+        return asked.loads
+
+    def _option(
+        self, asked: _Asked, kind: _Kind, kept: Formats, loss: int, sized: Sized | None
+    ) -> Option | None:
+        """None where the model does not divide so, and where no node has enough GPUs."""
+        if sized is None:
+            return None
         config = sized.footprint.configuration
+        one_node = config.pipeline_parallel > 1 and not self._spans_nodes(asked.request)
+        gpus = config.tensor_parallel * config.pipeline_parallel
+        wide = kind.with_gpus(gpus if one_node else config.tensor_parallel)
+        if not wide:
+            return None
+        gpu = _Kind(wide, kind.memories).gpu
+        memories = _memories(wide)
+        # The smallest memory that holds the footprint admits the most nodes.
+        memory = next((m for m in memories if asked.line(m) >= sized.needed), memories[-1])
         return Option(
-            request=request,
+            request=asked.request,
+            formats=kept,
             sized=sized,
             gpu=gpu,
-            line=line(memory, headroom),
-            host_memory=host_memory(request.facts, sized.footprint),
-            admitted=admitted.only([pool for pool in wide if pool.gpu and pool.gpu.memory_bytes >= memory]),
-            refusal=_refusal(self._capabilities, config, gpu.compute_capability),
-            cost=self._cost(config, gpu.product, memory, gpu.compute_capability or (0, 0)),
+            line=asked.line(memory),
+            host_memory=host_memory(asked.request.facts, sized.footprint),
+            admitted=asked.admitted.only(
+                [pool for pool in wide if pool.gpu and pool.gpu.memory_bytes >= memory]
+            ),
+            refusal=unsupported(self._capabilities, kept, config, gpu.compute_capability),
+            loss=loss,
+            price=gpus * self._price(gpu.product),
+            memory=memory,
+            forecaster=self._forecaster,
+            one_node=one_node,
         )
 
-    def _cost(self, config: Configuration, product: str, memory: int, capability: tuple[int, int]) -> int:
-        """Of one replica: its price where prices are known, then whether it spans nodes, its GPUs, their size
-        and their generation. A GPU with less memory, or of an older generation with about the same, costs
-        less everywhere. One number, so that the costs of several replicas add up; each part is wide enough to
-        hold its sum over a plan."""
-        gpus = config.tensor_parallel * config.pipeline_parallel
-        price = next((price for wish, price in self._prices.items() if names(wish, product)), 0)
-        parts = (
-            (price * gpus, 0),
-            (config.pipeline_parallel - 1, 24),
-            (gpus, 24),
-            (gpus * round(memory / SIZE_CLASS_BYTES), 32),
-            (gpus * (capability[0] * 10 + capability[1]), 32),
-            (gpus * (memory // MIB), 48),
-        )
-        cost = 0
-        for amount, bits in parts:
-            cost = (cost << bits) + amount
-        return cost
+    def _spans_nodes(self, request: DeploymentRequest) -> bool:
+        """Whether the stages of a replica may be on different nodes."""
+        return self._capabilities.multi_node and request.spec.parallelism.multi_node is MultiNode.IF_NEEDED
+
+    def _price(self, product: str) -> int:
+        return next((price for wish, price in self._prices.items() if names(wish, product)), 0)
+
+
+def _dominates(better: Option, option: Option) -> bool:
+    """Whether `better` costs no more and has room wherever `option` has; both of one kind of GPU."""
+    return (
+        better.cost <= option.cost
+        and better.gpus <= option.gpus
+        and better.gpus_together <= option.gpus_together
+        and better.line <= option.line
+        and better.host_memory <= option.host_memory
+    )
 
 
 def _kinds(admitted: Admitted) -> Iterator[_Kind]:
@@ -231,21 +282,5 @@ def _kinds(admitted: Admitted) -> Iterator[_Kind]:
         yield _Kind(tuple(pools), _memories(pools))
 
 
-def _memories(pools: tuple[Pool, ...] | list[Pool]) -> tuple[int, ...]:
+def _memories(pools: Sequence[Pool]) -> tuple[int, ...]:
     return tuple(sorted({pool.gpu.memory_bytes for pool in pools if pool.gpu}))
-
-
-def _refusal(capabilities: Capabilities, config: Configuration, capability: tuple[int, int] | None) -> str:
-    engine = f"engine {capabilities.engine_version}"
-    runs = capabilities.weights.get(config.device, ())
-    if config.weights not in runs:
-        known = " or ".join(runs) or "nothing"
-        return f"{engine} runs {known} on {config.device}: set quantization.weights to that"
-    if config.tensor_parallel > capabilities.max_tensor_parallel:
-        return f"{engine} runs tensor parallel {capabilities.max_tensor_parallel}"
-    if config.weights is Precision.BF16 and capability is not None and capability < BF16_CAPABILITY:
-        has = ".".join(map(str, capability))
-        return (
-            f"BF16 needs compute capability 8.0 and the GPU has {has}; quantization.weights: FP32 runs there"
-        )
-    return ""

@@ -10,9 +10,19 @@ from plimsoll.api.v1alpha1 import PlanPlacement, PlanStatus, RejectedOption
 from plimsoll.planning.admission import Admission
 from plimsoll.planning.candidates import Catalog
 from plimsoll.planning.eligibility import VOLUME_UNAVAILABLE, Eligibility, most_replicas, single_node
+from plimsoll.planning.formats import formats_of
 from plimsoll.planning.options import Option
 from plimsoll.planning.placement import place_replicas, redo, undo
-from plimsoll.planning.rejections import headline, left_to_others, nearest, no_nodes, not_possible, why_not
+from plimsoll.planning.rejections import (
+    headline,
+    left_to_others,
+    nearest,
+    no_cut,
+    no_nodes,
+    not_possible,
+    why_not,
+)
+from plimsoll.planning.remedies import lower_precision
 from plimsoll.planning.retention import Held
 from plimsoll.planning.room import Room
 from plimsoll.planning.snapshot import Decision, DeploymentRequest, Rejection
@@ -97,10 +107,9 @@ class _Search:
         tried: dict[Option, list[PlanPlacement]] = {}
         best: Option | None = None
         for option in options:
-            able = option.fits and not option.refusal
-            placed = tried[option] = self._place(option) if able else []
+            placed = tried[option] = self._place(option) if option.runs else []
             undo(option, placed, self._world.room)
-            if able and self._complete(option, placed):
+            if option.runs and self._complete(option, placed):
                 return self._taken(option, tried)
             if len(placed) > (len(tried[best]) if best else 0):
                 best = option
@@ -132,9 +141,13 @@ class _Search:
         return self._decision(plan, best, placed)
 
     def _rejected(self, options: Sequence[Option]) -> Decision:
+        if not options:
+            return Decision(None, no_cut(self._request, self._admitted), tuple(self._missing))
         failures = {option: self._failure(option, []) for option in options}
         told = [failure or self._bound_by_volume(option) for option, failure in failures.items()]
         reason, message = headline(self._request, options, told, self._world.room)
+        if instead := lower_precision(self._request, self._options_of, self._world.room):
+            message = f"{message}; {instead}"
         rejection = Rejection(reason, message, tuple(nearest(options, failures.__getitem__)))
         return Decision(None, rejection, tuple(self._missing))
 
@@ -142,9 +155,11 @@ class _Search:
         return len(placed) == len(self._placeable) * option.config.pipeline_parallel
 
     def _options(self) -> tuple[Option, ...]:
-        if self._request.spec.placement.device is Device.CPU:
-            return (self._world.catalog.cpu_option(self._request, self._admitted),)
-        return self._world.catalog.gpu_options(self._request, self._admitted)
+        return self._options_of(self._request)
+
+    def _options_of(self, request: DeploymentRequest) -> tuple[Option, ...]:
+        """Also of the same deployment with another spec, to answer what a change would bring."""
+        return self._world.catalog.options(request, self._admitted)
 
     def _place(self, option: Option) -> list[PlanPlacement]:
         return place_replicas(option, self._placeable, self._world.room, one_node=self._one_node)
@@ -209,7 +224,10 @@ def finished(plan: PlanStatus, request: DeploymentRequest, placements: Sequence[
 
 def summary(plan: PlanStatus, placements: Sequence[PlanPlacement]) -> str:
     """BF16 TP2xPP1, 2 GPUs on 1 node (NVIDIA-L4)."""
-    shape = f"{plan.weights} TP{plan.tensor_parallel}xPP{plan.pipeline_parallel}"
+    kept = formats_of(plan)
+    shape = f"{kept.weights_name} TP{plan.tensor_parallel}xPP{plan.pipeline_parallel}"
+    if kept.cache_name:
+        shape += f" with {kept.cache_name}"
     nodes = sorted({placement.node for placement in placements})
     if plan.device is Device.CPU:
         where = nodes[0] if len(nodes) == 1 else count(len(nodes), "node")

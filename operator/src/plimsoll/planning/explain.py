@@ -10,13 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from plimsoll.api.v1alpha1 import LLMDeploymentSpec, MeasuredStage, PlanStatus, StageMemory
+from plimsoll.api.v1alpha1 import (
+    LLMDeploymentSpec,
+    MeasuredStage,
+    PlanStatus,
+    PrecisionFloor,
+    Predicted,
+    StageMemory,
+    WeightsPrecision,
+)
 from plimsoll.inventory.capacity import free_by_node, held_on
 from plimsoll.inventory.views import NodeView, PodView
 from plimsoll.model.facts import ModelFacts
 from plimsoll.planning import words
 from plimsoll.planning.candidates import TENSOR_PARALLEL
-from plimsoll.planning.options import planned_configuration, workload
+from plimsoll.planning.formats import formats_of
+from plimsoll.planning.options import planned_configuration, planned_workload
 from plimsoll.sizing.footprint import Term, footprint
 from plimsoll_worker.launch import Device, MemoryCategory, PredictedMemory
 
@@ -85,7 +94,10 @@ def stage_sums(
 
 def _terms(plan: PlanStatus, spec: LLMDeploymentSpec, facts: ModelFacts) -> dict[int, tuple[Term, ...]]:
     config = planned_configuration(plan)
-    return {stage.stage: stage.terms for stage in footprint(facts, config, workload(spec, facts)).stages}
+    return {
+        stage.stage: stage.terms
+        for stage in footprint(facts, config, planned_workload(plan, spec, facts)).stages
+    }
 
 
 def _stage_sum(memory: StageMemory, terms: Sequence[Term], measured: MeasuredStage | None) -> StageSum:
@@ -108,15 +120,9 @@ def reasons(plan: PlanStatus, spec: LLMDeploymentSpec) -> tuple[str, ...]:
     """Why this plan, one sentence each."""
     stage = max(plan.memory, key=lambda memory: memory.total - memory.line)
     needed, drawn = words.sizes(stage.total, stage.line)
-    native = (
-        "so that nothing is rounded" if spec.quantization.weights == "Native" else "as spec.quantization asks"
-    )
-    told = [f"weights are kept in {plan.weights}, {native}; the KV cache in {plan.kv_cache}"]
-    told.append(
-        f"the KV cache holds {plan.kv_cache_tokens} tokens: "
-        f"{words.count(spec.workload.max_concurrent_sequences, 'sequence')} of {plan.max_context_tokens}, "
-        "in whole blocks"
-    )
+    told = [_precisions(plan, spec), _cache(plan, spec)]
+    if plan.predicted is not None:
+        told.append(_speed(plan.predicted, plan, spec))
     if plan.device is Device.CPU:
         host = words.size(plan.host_memory_bytes)
         told.append(
@@ -132,6 +138,39 @@ def reasons(plan: PlanStatus, spec: LLMDeploymentSpec) -> tuple[str, ...]:
             f"{gpus} of {plan.product} a replica{each}: {needed} a GPU under a line of {drawn}{fewest}"
         )
     return tuple(told)
+
+
+def _precisions(plan: PlanStatus, spec: LLMDeploymentSpec) -> str:
+    asked, kept = spec.quantization, formats_of(plan)
+    exact = asked.weights is WeightsPrecision.NATIVE or (
+        asked.weights is WeightsPrecision.AUTO and asked.floor is PrecisionFloor.NATIVE
+    )
+    why = "so that nothing is rounded" if exact else "as spec.quantization allows"
+    weights = f"as the {kept.checkpoint} checkpoint stores them" if kept.checkpoint else f"in {kept.weights}"
+    rest = f", what is not quantized in {kept.compute}" if kept.compute is not kept.weights else ""
+    return f"weights are kept {weights}{rest}, {why}; the KV cache in {kept.kv_cache}"
+
+
+def _speed(predicted: Predicted, plan: PlanStatus, spec: LLMDeploymentSpec) -> str:
+    step, first = predicted.time_per_output_token_microseconds, predicted.time_to_first_token_microseconds
+    sequences = words.count(spec.workload.max_concurrent_sequences, "sequence")
+    context = spec.workload.mean_context_tokens or plan.max_context_tokens
+    basis = "by the GPU's datasheet" if predicted.basis == "Roofline" else "by what was measured"
+    return (
+        f"{sequences} of {context} tokens are predicted {step / 1000:.1f} ms per output token and "
+        f"{first / 1000:.0f} ms to the first, {predicted.tokens_per_second} tokens a second in all, {basis}; "
+        f"prompts are read {plan.max_batched_tokens} tokens at a time"
+    )
+
+
+def _cache(plan: PlanStatus, spec: LLMDeploymentSpec) -> str:
+    sequences = words.count(spec.workload.max_concurrent_sequences, "sequence")
+    mean = spec.workload.mean_context_tokens
+    each = f"{plan.max_context_tokens}" if mean is None else f"{mean} in the mean, up to"
+    longest = "" if mean is None else f" {plan.max_context_tokens} each"
+    return (
+        f"the KV cache holds {plan.kv_cache_tokens} tokens: {sequences} of {each}{longest}, in whole blocks"
+    )
 
 
 def pictures(

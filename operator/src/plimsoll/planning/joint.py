@@ -70,8 +70,7 @@ def _runnable(
     if request.current is not None and (request.pinned or missing[request.uid] < len(request.wanted)):
         option = world.catalog.option_in_force(request, request.current, admitted)
         return (option,) if option.admitted.pools else ()
-    options = world.catalog.gpu_options(request, admitted)
-    return tuple(option for option in options if option.fits and not option.refusal)
+    return tuple(option for option in world.catalog.options(request, admitted) if option.runs)
 
 
 class _Rows:
@@ -113,7 +112,7 @@ class _Rows:
             index * len(SIZES) + place
             for index in sets
             for place, size in enumerate(SIZES)
-            if size <= option.config.tensor_parallel
+            if size <= option.gpus_together
         )
         if not key_of(option):
             return Way(option.cost, option.gpus, rows)

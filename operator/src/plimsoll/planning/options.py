@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec, PlanStatus, StageMemory
+from plimsoll.inventory.capacity import total
 from plimsoll.inventory.gpu_class import GPUClass
 from plimsoll.inventory.quantity import at_least
 from plimsoll.inventory.views import Resources
 from plimsoll.model.facts import ModelFacts
 from plimsoll.planning.admission import Admitted
+from plimsoll.planning.cost import cost, counted
+from plimsoll.planning.forecast import Forecast, Forecaster, has_targets
+from plimsoll.planning.formats import Formats, formats_of
 from plimsoll.planning.snapshot import DeploymentRequest
 from plimsoll.sizing.footprint import Configuration, Footprint, Workload, footprint
 from plimsoll.sizing.host import cpu_request, ephemeral_storage
@@ -26,9 +30,9 @@ from plimsoll.sizing.parallel import ParallelRefused
 DEFAULT_CONTEXT_TOKENS = 8192
 """Longest context that must fit when nobody says: most chats stay far below, and long-context models would
 ask for hundreds of GiB of KV cache unasked."""
-DEFAULT_BATCHED_TOKENS = 2048
-"""Prefill chunk. Activations grow with it and 2048 tokens already keep the GPU's arithmetic busy (vLLM's
-default for chunked prefill is the same)."""
+BATCHED_TOKENS = (2048, 1024, 512)
+"""Prefill chunks that are tried where no target asks for another, the usual one first. Activations grow with
+it; 2048 tokens keep the GPU's arithmetic busy (vLLM's default for chunked prefill is the same)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class Option:
     """One configuration on one kind of device."""
 
     request: DeploymentRequest
+    formats: Formats
     sized: Sized
     gpu: GPUClass | None
     """The kind of GPU; None on CPU."""
@@ -75,8 +80,16 @@ class Option:
     """Nodes of this kind that have enough GPUs in all, taken or not."""
     refusal: str
     """Why the engine does not run it; empty when it does."""
-    cost: int = 0
-    """Of one replica; only compared with other options of the same plan."""
+    loss: int = 0
+    """Place of the formats among those that the spec allows: 0 loses least."""
+    price: int = 0
+    """Of the GPUs of one replica, where prices are known."""
+    memory: int = 0
+    """Of the smallest GPU that is admitted, bytes."""
+    forecaster: Forecaster = field(default_factory=Forecaster, repr=False)
+    """Shared by the options of a plan."""
+    one_node: bool = False
+    """All stages of a replica on one node."""
     in_force: PlanStatus | None = None
     """The plan that the option continues."""
 
@@ -97,6 +110,25 @@ class Option:
     def fits(self) -> bool:
         return self.needed <= self.line
 
+    @cached_property
+    def forecast(self) -> Forecast | None:
+        """How fast it will be; None on CPU, and where the GPU's speed is not known."""
+        spec, facts = self.request.spec, self.request.facts
+        if self.gpu is None:
+            return None
+        return self.forecaster.forecast(spec, facts, self.config, self.gpu, self.footprint.workload)
+
+    @cached_property
+    def keeps_targets(self) -> bool:
+        if self.in_force or not has_targets(self.request.spec):
+            return True
+        return self.forecast is not None and self.forecast.missed is None
+
+    @property
+    def runs(self) -> bool:
+        """Whether it may be chosen where it has room."""
+        return self.fits and not self.refusal and self.keeps_targets
+
     @property
     def product(self) -> str:
         return self.gpu.product if self.gpu else ""
@@ -111,9 +143,41 @@ class Option:
         return self.config.tensor_parallel * self.config.pipeline_parallel if self.gpu else 0
 
     @cached_property
+    def cost(self) -> int:
+        """Of one replica; only compared with other options of the same plan."""
+        if self.gpu is None or self.in_force:
+            return 0
+        objective = self.request.spec.workload.objective
+        latency = self.forecast.latency if objective.predicted and self.forecast else None
+        return cost(
+            objective=counted(objective, loss=self.loss, gpus=self.gpus, latency=latency),
+            price=self.price,
+            stages=self.config.pipeline_parallel,
+            gpus=self.gpus,
+            loss=self.loss,
+            memory=self.memory,
+            capability=self.gpu.compute_capability or (0, 0),
+        )
+
+    @property
+    def gpus_together(self) -> int:
+        """That must be on one node."""
+        return self.gpus if self.one_node else self.config.tensor_parallel
+
+    @cached_property
+    def shape(self) -> str:
+        """For people: BF16 TP2, INT8 TP2xPP3 with FP8 KV cache."""
+        cut = ""
+        if self.gpu:
+            stages = f"xPP{self.config.pipeline_parallel}" if self.config.pipeline_parallel > 1 else ""
+            cut = f" TP{self.config.tensor_parallel}{stages}"
+        cache = f" with {self.formats.cache_name}" if self.formats.cache_name else ""
+        return f"{self.formats.weights_name}{cut}{cache}"
+
+    @cached_property
     def name(self) -> str:
         """For people: BF16 TP2 on NVIDIA-L4."""
-        return f"{shape(self.config)} on {self.product}" if self.gpu else f"{self.config.weights} on CPU"
+        return f"{self.shape} on {self.product or 'CPU'}"
 
     @cached_property
     def requests(self) -> Resources:
@@ -127,33 +191,50 @@ class Option:
         )
 
     @cached_property
+    def requests_together(self) -> Resources:
+        """Of the pods that must be on one node."""
+        return total([self.requests] * (self.config.pipeline_parallel if self.one_node else 1))
+
+    @cached_property
     def draft(self) -> PlanStatus:
         """The plan without its placements."""
         return self.in_force or _draft(self)
 
 
-def shape(config: Configuration) -> str:
-    """BF16 TP2, BF16 TP2xPP3."""
-    stages = f"xPP{config.pipeline_parallel}" if config.pipeline_parallel > 1 else ""
-    return f"{config.weights} TP{config.tensor_parallel}{stages}"
-
-
 def workload(spec: LLMDeploymentSpec, facts: ModelFacts) -> Workload:
     """What must fit at the same time, with the defaults filled in."""
-    context = spec.workload.max_context_tokens or min(facts.max_position, DEFAULT_CONTEXT_TOKENS)
-    sequences = spec.workload.max_concurrent_sequences
-    batched = spec.workload.max_batched_tokens or min(DEFAULT_BATCHED_TOKENS, context * sequences)
-    return Workload(max_context_tokens=context, max_sequences=sequences, max_batched_tokens=batched)
+    asked = spec.workload
+    context = asked.max_context_tokens or min(facts.max_position, DEFAULT_CONTEXT_TOKENS)
+    sequences = asked.max_concurrent_sequences
+    mean = asked.mean_context_tokens
+    return Workload(
+        max_context_tokens=context,
+        max_sequences=sequences,
+        max_batched_tokens=asked.max_batched_tokens or min(BATCHED_TOKENS[0], context * sequences),
+        kv_tokens=None if mean is None else sequences * min(mean, context),
+    )
+
+
+def workloads(spec: LLMDeploymentSpec, facts: ModelFacts) -> list[Workload]:
+    """The same with each token budget that may be planned, the usual one first."""
+    usual = workload(spec, facts)
+    if spec.workload.max_batched_tokens:
+        return [usual]
+    smaller = (budget for budget in BATCHED_TOKENS if budget < usual.max_batched_tokens)
+    return [usual, *(replace(usual, max_batched_tokens=budget) for budget in smaller)]
+
+
+def planned_workload(plan: PlanStatus, spec: LLMDeploymentSpec, facts: ModelFacts) -> Workload:
+    """What a plan was made for."""
+    return replace(
+        workload(spec, facts),
+        max_context_tokens=plan.max_context_tokens,
+        max_batched_tokens=plan.max_batched_tokens,
+    )
 
 
 def planned_configuration(plan: PlanStatus) -> Configuration:
-    return Configuration(
-        device=plan.device,
-        weights=plan.weights,
-        kv_cache=plan.kv_cache,
-        tensor_parallel=plan.tensor_parallel,
-        pipeline_parallel=plan.pipeline_parallel,
-    )
+    return formats_of(plan).configuration(plan.device, plan.tensor_parallel, plan.pipeline_parallel)
 
 
 def worker_requests(plan: PlanStatus, spec: LLMDeploymentSpec, facts: ModelFacts) -> Resources:
@@ -184,15 +265,20 @@ def _draft(option: Option) -> PlanStatus:
         device=config.device,
         product=option.product,
         resource_name=option.resource,
-        weights=config.weights,
-        kv_cache=config.kv_cache,
+        weights=option.formats.weights,
+        compute=None if option.formats.weights.computes else option.formats.compute,
+        checkpoint_format=option.formats.checkpoint,
+        kv_cache=option.formats.kv_cache,
         tensor_parallel=config.tensor_parallel,
         pipeline_parallel=config.pipeline_parallel,
         stage_layers=[stage.layers[1] - stage.layers[0] for stage in stages],
         max_batched_tokens=load.max_batched_tokens,
         max_context_tokens=load.max_context_tokens,
         kv_cache_tokens=pool_tokens(
-            context=load.max_context_tokens, sequences=load.max_sequences, kv_tokens=None, block=BLOCK_TOKENS
+            context=load.max_context_tokens,
+            sequences=load.max_sequences,
+            kv_tokens=load.kv_tokens,
+            block=BLOCK_TOKENS,
         ),
         kv_cache_bytes=max(stage.bytes.kv_cache for stage in stages),
         memory=[
@@ -201,6 +287,7 @@ def _draft(option: Option) -> PlanStatus:
         ],
         host_memory_bytes=option.host_memory,
         placements=[],
+        predicted=option.forecast.predicted if option.forecast else None,
     )
     return draft.model_copy(update={"id": _plan_id(draft)})
 
@@ -208,5 +295,5 @@ def _draft(option: Option) -> PlanStatus:
 def _plan_id(draft: PlanStatus) -> str:
     """A hash over everything that a worker runs by, placements left out: adding a replica must not rename,
     and so restart, the replicas that serve."""
-    told = draft.model_dump_json(exclude={"id", "summary", "placements", "rejected"})
+    told = draft.model_dump_json(exclude={"id", "summary", "placements", "predicted", "rejected"})
     return hashlib.sha256(told.encode()).hexdigest()[:8]

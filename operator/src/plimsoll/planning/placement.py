@@ -53,7 +53,7 @@ def ranked(option: Option, room: Room, admitted: Admitted | None = None) -> Iter
 
 
 def _by_slots(option: Option, room: Room, pools: Sequence[Pool]) -> Iterator[str]:
-    taken, millis = option.config.tensor_parallel, option.requests.cpu_millis
+    taken, millis = option.gpus_together, option.requests_together.cpu_millis
     strands = millis > taken * CPU_BESIDE_GPU
     shelves = [room.shelf(pool) for pool in pools]
     levels = {level for shelf in shelves for level in shelf.levels(taken)}
@@ -72,9 +72,9 @@ def _by_memory(option: Option, room: Room, pools: Sequence[Pool]) -> Iterator[st
 
 
 def best(option: Option, room: Room, admitted: Admitted | None = None) -> str | None:
-    """The node that takes one more pod of the option."""
+    """The node that takes one more pod of the option, or all that must be together."""
     names = ranked(option, room, admitted)
-    return next((name for name in names if not room.lacks(name, option.requests)), None)
+    return next((name for name in names if not room.lacks(name, option.requests_together)), None)
 
 
 def place_replicas(
@@ -107,7 +107,7 @@ def _stages(option: Option, replica: int, room: Room, admitted: Admitted) -> lis
     """As many stages as fit, their room taken."""
     stages: list[PlanPlacement] = []
     for stage in range(option.config.pipeline_parallel):
-        name = best(option, room, admitted)
+        name = stages[0].node if stages and option.one_node else best(option, room, admitted)
         if name is None:
             break
         room.take(name, option.requests)

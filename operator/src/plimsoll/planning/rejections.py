@@ -6,20 +6,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
-from plimsoll.api.v1alpha1 import RejectedOption
+from plimsoll.api.v1alpha1 import MultiNode, RejectedOption, WeightsPrecision
 from plimsoll.inventory.capacity import Shortage
 from plimsoll.planning import words
-from plimsoll.planning.admission import Refused
+from plimsoll.planning.admission import Admitted, Refused
 from plimsoll.planning.eligibility import NO_MATCHING_NODES, VOLUME_UNAVAILABLE
-from plimsoll.planning.options import Option, shape
+from plimsoll.planning.forecast import missed_words
+from plimsoll.planning.formats import formats
+from plimsoll.planning.options import Option, workload
 from plimsoll.planning.placement import best, holds_one, most_stages, ranked
 from plimsoll.planning.remedies import remedies
 from plimsoll.planning.room import Room
 from plimsoll.planning.snapshot import DeploymentRequest, Rejection
 from plimsoll.planning.supply import NodeGPUs, Supply
 from plimsoll.planning.topology import domains, key_of, unlabelled
-from plimsoll.sizing.footprint import Footprint
+from plimsoll.sizing.footprint import Footprint, footprint
 from plimsoll.sizing.host import host_memory
+from plimsoll.sizing.parallel import ParallelRefused
 from plimsoll_worker.launch import Capabilities, Device
 
 MAX_REJECTED = 8
@@ -27,6 +30,7 @@ NAMES_TOLD = 3
 INSUFFICIENT_MEMORY, INSUFFICIENT_GPUS = "InsufficientMemory", "InsufficientGPUs"
 INSUFFICIENT_RESOURCES, ENGINE_UNSUPPORTED = "InsufficientResources", "EngineUnsupported"
 CONTEXT_TOO_LONG, LEFT_TO_OTHERS = "ContextTooLong", "LeftToOthers"
+NOT_DIVISIBLE, TARGET_MISSED, SPEED_UNKNOWN = "NotDivisible", "TargetMissed", "SpeedUnknown"
 SHARE_WORDS = (("weights", "weights"), ("kv_cache", "KV cache"), ("activations", "activations"))
 
 
@@ -40,11 +44,18 @@ def not_possible(request: DeploymentRequest, capabilities: Capabilities) -> Reje
             f"engine {capabilities.engine_version} runs the architectures {known}; "
             f"this model is {facts.architecture}",
         )
-    if facts.quantization:
+    if facts.quantization not in ("", *capabilities.checkpoints.get(spec.placement.device, ())):
         return Rejection(
             ENGINE_UNSUPPORTED,
             f"engine {capabilities.engine_version} loads no {facts.quantization} checkpoint: "
             "name the unquantized one in spec.model",
+        )
+    asked_weights = spec.quantization.weights
+    if facts.quantization and asked_weights not in (WeightsPrecision.AUTO, WeightsPrecision.NATIVE):
+        return Rejection(
+            ENGINE_UNSUPPORTED,
+            f"spec.quantization.weights is {asked_weights}, and this checkpoint is quantized already "
+            f"({facts.quantization}): write Native, or name the unquantized one in spec.model",
         )
     asked = spec.workload.max_context_tokens
     if asked is not None and asked > facts.max_position:
@@ -88,6 +99,27 @@ def _no_gpus(unusable: Sequence[NodeGPUs]) -> str:
     return f"no node offers a usable GPU. {told}"
 
 
+def no_cut(request: DeploymentRequest, admitted: Admitted) -> Rejection:
+    """The cut that spec.parallelism asks for divides nothing, or no node is wide enough for it."""
+    asked = request.spec.parallelism
+    tensor, pipeline = asked.tensor or 1, asked.pipeline or 1
+    told = ""
+    for kept in formats(request.spec, request.facts):
+        config = kept.configuration(request.spec.placement.device, tensor, pipeline)
+        try:
+            footprint(request.facts, config, workload(request.spec, request.facts))
+        except ParallelRefused as refused:
+            told = told or f"spec.parallelism: {refused}"
+    if told:
+        return Rejection(NOT_DIVISIBLE, told)
+    widest = max((pool.gpu.total for pool in admitted.pools if pool.gpu), default=0)
+    together = words.count(tensor * pipeline if asked.multi_node is MultiNode.NEVER else tensor, "GPU")
+    return Rejection(
+        INSUFFICIENT_GPUS,
+        f"spec.parallelism asks for {together} of one kind on one node, the widest usable node has {widest}",
+    )
+
+
 def grouped(refused: Iterable[Refused]) -> str:
     """Obstacles with the nodes they are on: "a, b are ..." once, not a line a node."""
     by_words: dict[str, set[str]] = {}
@@ -112,9 +144,19 @@ def why_not(option: Option, room: Room) -> RejectedOption | None:
         return _rejected(option, INSUFFICIENT_MEMORY, _over_the_line(option))
     if option.refusal:
         return _rejected(option, ENGINE_UNSUPPORTED, _would_fit(option))
+    if not option.keeps_targets:
+        return _misses(option)
     if holds_one(option, room):
         return None
     return _no_room_together(option, room) if best(option, room) else _no_room(option, room)
+
+
+def _misses(option: Option) -> RejectedOption:
+    spec, load = option.request.spec, option.footprint.workload
+    if option.forecast is None:
+        told = f"workload.targets cannot be held against {option.product}: its speed is not known"
+        return _rejected(option, SPEED_UNKNOWN, told)
+    return _rejected(option, TARGET_MISSED, missed_words(spec, option.forecast, load))
 
 
 def _no_room_together(option: Option, room: Room) -> RejectedOption:
@@ -143,7 +185,7 @@ def _no_room(option: Option, room: Room) -> RejectedOption:
         return _rejected(option, INSUFFICIENT_GPUS, _taken(option, room))
     if not option.resource and not names:
         return _rejected(option, INSUFFICIENT_MEMORY, _most_free(option, room))
-    lacking = ((name, room.lacks(name, option.requests)) for name in names)
+    lacking = ((name, room.lacks(name, option.requests_together)) for name in names)
     name, lacks = min(lacking, key=lambda pair: (len(pair[1]), _relative(pair[1]), pair[0]))
     told = "; ".join(words.shortage(lack) for lack in lacks)
     return _rejected(option, INSUFFICIENT_RESOURCES, f"{name} comes nearest and lacks {told}")
@@ -177,11 +219,11 @@ def _would_fit(option: Option) -> str:
         gpus += f", {option.config.tensor_parallel} for each of {option.config.pipeline_parallel} stages"
     elif option.gpus > 1:
         gpus += " of one node"
-    return f"{shape(option.config)} would fit on {gpus} ({needed} a GPU, line {drawn}), but {option.refusal}"
+    return f"{option.shape} would fit on {gpus} ({needed} a GPU, line {drawn}), but {option.refusal}"
 
 
 def _taken(option: Option, room: Room) -> str:
-    admitted, tensor = option.admitted, option.config.tensor_parallel
+    admitted, together = option.admitted, option.gpus_together
     if admitted.admits is None:
         nodes = sum(len(pool.nodes) for pool in admitted.pools)
         total = sum(len(pool.nodes) * pool.gpu.total for pool in admitted.pools if pool.gpu)
@@ -195,7 +237,7 @@ def _taken(option: Option, room: Room) -> str:
     if free == 0:
         return f"{option.name} fits, but all {words.count(total, 'GPU')} on {where} are taken"
     return (
-        f"{option.name} fits and needs {words.count(tensor, 'free GPU')} on one node, but no node has them: "
+        f"{option.name} fits and needs {words.count(together, 'free GPU')} on one node, but none has them: "
         f"{free} of {total} are free on {where}"
     )
 
@@ -219,11 +261,16 @@ def headline(
 ) -> tuple[str, str]:
     """(reason, message) for a deployment of which no option has a place.
 
-    What is nearest to running decides: an option that would run if something were free, else one that a newer
-    engine would run, else the bytes.
+    What is nearest to running decides: an option that would run if something were free, else one that is too
+    slow, else one that a newer engine would run, else the bytes.
     """
     by_option = dict(zip((option.name for option in options), failures, strict=True))
-    for reasons in ((INSUFFICIENT_GPUS, INSUFFICIENT_RESOURCES, VOLUME_UNAVAILABLE), (ENGINE_UNSUPPORTED,)):
+    nearness = (
+        (INSUFFICIENT_GPUS, INSUFFICIENT_RESOURCES, VOLUME_UNAVAILABLE),
+        (TARGET_MISSED, SPEED_UNKNOWN),
+        (ENGINE_UNSUPPORTED,),
+    )
+    for reasons in nearness:
         for option in options:
             failure = by_option[option.name]
             if failure.reason in reasons:

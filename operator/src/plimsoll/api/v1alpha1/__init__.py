@@ -7,6 +7,7 @@ grows with the program.
 
     fields   the vocabulary: checked text, quantities, rules
     spec     what a user asks for
+    workload what the model has to do, and how it may be cut and rounded
     status   what the operator found, decided and measured
 """
 
@@ -30,13 +31,10 @@ from plimsoll.api.v1alpha1.spec import (
     PlanMode,
     PlanPolicy,
     PodTemplate,
-    Quantization,
     Rollout,
     SecretKeyRef,
     ServiceSpec,
     Toleration,
-    WeightsPrecision,
-    Workload,
 )
 from plimsoll.api.v1alpha1.status import (
     Condition,
@@ -46,9 +44,21 @@ from plimsoll.api.v1alpha1.status import (
     ModelStatus,
     PlanPlacement,
     PlanStatus,
+    Predicted,
     RejectedOption,
     ReplicaStatus,
     StageMemory,
+)
+from plimsoll.api.v1alpha1.workload import (
+    KVCachePrecision,
+    MultiNode,
+    Objective,
+    Parallelism,
+    PrecisionFloor,
+    Quantization,
+    Targets,
+    WeightsPrecision,
+    Workload,
 )
 
 GROUP = "plimsoll.dev"
@@ -82,6 +92,7 @@ __all__ = [
     "EnvVar",
     "GPUSharing",
     "HuggingFaceSource",
+    "KVCachePrecision",
     "LLMDeployment",
     "LLMDeploymentSpec",
     "LLMDeploymentStatus",
@@ -91,6 +102,9 @@ __all__ = [
     "Model",
     "ModelSource",
     "ModelStatus",
+    "MultiNode",
+    "Objective",
+    "Parallelism",
     "PersistentVolumeClaimSource",
     "Placement",
     "PlanMode",
@@ -98,6 +112,8 @@ __all__ = [
     "PlanPolicy",
     "PlanStatus",
     "PodTemplate",
+    "PrecisionFloor",
+    "Predicted",
     "Quantity",
     "Quantization",
     "RejectedOption",
@@ -106,6 +122,7 @@ __all__ = [
     "SecretKeyRef",
     "ServiceSpec",
     "StageMemory",
+    "Targets",
     "Toleration",
     "WeightsPrecision",
     "Workload",

@@ -21,6 +21,7 @@ from plimsoll.api.v1alpha1.fields import (
     label_keys,
     list_map,
 )
+from plimsoll.api.v1alpha1.workload import Parallelism, Quantization, Targets, Workload
 from plimsoll_worker.launch import Device
 
 
@@ -102,33 +103,6 @@ class ModelSource(Model):
             "credentialsSecretRef is for huggingFace: remove it, a persistentVolumeClaim needs no token",
         ),
     )
-
-
-class Workload(Model):
-    """What must fit into memory at the same time."""
-
-    max_context_tokens: Annotated[int, Field(ge=16, le=16_777_216)] | None = None
-    """Longest sequence, prompt and answer together, in tokens. Default: the model's limit, at most 8192."""
-    max_concurrent_sequences: Annotated[int, Field(ge=1, le=1024)] = 8
-    """Sequences served at the same time; the KV cache is sized for all of them at full length. Default: 8."""
-    max_batched_tokens: Annotated[int, Field(ge=16, le=1_048_576)] | None = None
-    """Most tokens of one forward pass (the prefill chunk). Default: planned."""
-
-
-class WeightsPrecision(StrEnum):
-    """Precision of the weights in device memory."""
-
-    NATIVE = "Native"
-    FP32 = "FP32"
-    BF16 = "BF16"
-
-
-class Quantization(Model):
-    """Precision of what is kept in device memory."""
-
-    weights: WeightsPrecision = WeightsPrecision.NATIVE
-    """Native keeps every weight exactly: 16-bit checkpoints in 16 bit, quantized GGUF files and everything on
-    CPU in FP32. FP32 and BF16 convert. Default: Native."""
 
 
 class Accelerators(Model):
@@ -356,15 +330,20 @@ class PodTemplate(Model):
     )
 
 
+_ON_GPU = "!has(self.placement) || !has(self.placement.device) || self.placement.device == 'GPU'"
+
+
 class LLMDeploymentSpec(Model):
     """What to serve. Six lines are enough: everything but `model` has a default."""
 
     model: ModelSource
     """Where the model comes from."""
     workload: Workload = Field(default_factory=Workload)
-    """What must fit into memory at the same time."""
+    """What must fit into memory at the same time, and how fast it must be."""
     quantization: Quantization = Field(default_factory=Quantization)
     """Precision of what is kept in device memory."""
+    parallelism: Parallelism = Field(default_factory=Parallelism)
+    """How a replica is cut over GPUs."""
     placement: Placement = Field(default_factory=Placement)
     """Where replicas may run."""
     plan: PlanPolicy = Field(default_factory=PlanPolicy)
@@ -381,3 +360,28 @@ class LLMDeploymentSpec(Model):
     """A small closed overlay on the worker pods."""
     suspend: bool = False
     """True: keep plan and Service, run no pod. Default: false."""
+
+    RULES = (
+        Rule(
+            f"{_ON_GPU} || !has(self.parallelism) || ((!has(self.parallelism.tensor) || "
+            "self.parallelism.tensor == 1) && (!has(self.parallelism.pipeline) || "
+            "self.parallelism.pipeline == 1))",
+            lambda spec: (
+                spec.placement.device is Device.GPU
+                or {spec.parallelism.tensor, spec.parallelism.pipeline} <= {None, 1}
+            ),
+            "parallelism is for device GPU: remove tensor and pipeline, or write placement.device: GPU",
+        ),
+        Rule(
+            f"{_ON_GPU} || !has(self.workload) || ((!has(self.workload.objective) || "
+            "self.workload.objective in ['FewestGPUs', 'Quality']) && (!has(self.workload.targets) || "
+            "(!has(self.workload.targets.timePerOutputTokenMilliseconds) && "
+            "!has(self.workload.targets.timeToFirstTokenMilliseconds))))",
+            lambda spec: (
+                spec.placement.device is Device.GPU
+                or not (spec.workload.objective.predicted or spec.workload.targets != Targets())
+            ),
+            "times are predicted for device GPU: remove workload.targets, write objective: FewestGPUs or "
+            "Quality, or write placement.device: GPU",
+        ),
+    )

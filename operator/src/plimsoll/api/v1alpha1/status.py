@@ -86,6 +86,19 @@ class RejectedOption(Model):
     """Bytes needed and bytes there, and what would change it."""
 
 
+class Predicted(Model):
+    """How fast a replica will be while all its sequences are served."""
+
+    time_per_output_token_microseconds: int
+    """Between two tokens of a sequence."""
+    time_to_first_token_microseconds: int
+    """Of a prompt of the longest context, or of the mean where it is given."""
+    tokens_per_second: int
+    """Of all sequences together."""
+    basis: Literal["Roofline", "Calibrated"]
+    """Roofline: from the GPU's datasheet. Calibrated: corrected by what was measured."""
+
+
 class PlanStatus(Model):
     """A plan: the decision for one revision."""
 
@@ -102,7 +115,12 @@ class PlanStatus(Model):
     resource_name: ShortText = ""
     """Extended resource of the GPUs, for example nvidia.com/gpu; empty on CPU."""
     weights: Precision
-    """Element type of the weights in device memory."""
+    """Element type of the weights in device memory; of a quantized checkpoint, of what it leaves
+    unquantized."""
+    compute: Precision | None = None
+    """What the engine computes in and keeps embedding, head and norms in. Default: as weights."""
+    checkpoint_format: ShortText = ""
+    """Format of a quantized checkpoint whose matrices stay as they are stored, for example gptq."""
     kv_cache: Precision
     """Element type of the KV cache."""
     tensor_parallel: int
@@ -123,6 +141,8 @@ class PlanStatus(Model):
     """Memory by stage."""
     host_memory_bytes: int
     """Memory request and limit of the worker container, bytes."""
+    predicted: Predicted | None = None
+    """How fast a replica will be; nothing where the GPU's speed is not known."""
     placements: Annotated[
         list[PlanPlacement], Field(max_length=1024, json_schema_extra=list_map("replica", "stage"))
     ]
