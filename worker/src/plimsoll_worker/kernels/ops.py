@@ -17,6 +17,7 @@ Triton is imported inside the calls: the CPU wheels of PyTorch come without it.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from plimsoll_worker.kernels import reference
@@ -28,13 +29,18 @@ FEW_ROWS = 16
 
 
 def few_rows(x: Tensor) -> bool:
-    """Whether the fused kernels take x (rows, width). On CPUs nothing is fused."""
-    return x.is_cuda and x.shape[0] <= FEW_ROWS
+    """Whether the fused kernels take x (rows, width). On CPUs nothing is fused; nor is FP16, where a row that
+    is multiplied before it is normed may pass the largest number."""
+    return x.is_cuda and x.dtype == torch.bfloat16 and x.shape[0] <= FEW_ROWS
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> Tensor:
     """x / rms(x) * (weight + offset) over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467) in
     FP32, rounded once. (…, width) → (…, width). Gemma's offset is 1."""
+    if x.is_cuda:
+        from plimsoll_worker.kernels import norm
+
+        return norm.rms_norm(x, weight, eps, offset=offset)
     return reference.rms_norm(x, weight, eps, offset=offset)
 
 
@@ -42,17 +48,29 @@ def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """(norm of x + residual, x + residual), both in x's dtype; x and residual are (rows, width)."""
+    if x.is_cuda:
+        from plimsoll_worker.kernels import norm
+
+        return norm.add_rms_norm(x, residual, weight, eps, offset=offset)
     return reference.add_rms_norm(x, residual, weight, eps, offset=offset)
 
 
 def gated_activation(gate_up: Tensor, kind: Activation) -> Tensor:
     """activation(gate) * up of gate_up (rows, 2 * inter), gate first → (rows, inter) (Shazeer 2020,
     arXiv:2002.05202)."""
+    if gate_up.is_cuda:
+        from plimsoll_worker.kernels import norm
+
+        return norm.gated_activation(gate_up, kind)
     return reference.gated_activation(gate_up, kind)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (rows, inputs) @ weight (outputs, inputs)ᵀ + bias → (rows, outputs)."""
+    if few_rows(x):
+        from plimsoll_worker.kernels.few_rows import fused_linear
+
+        return fused_linear(x, weight, bias)
     return reference.linear(x, weight, bias)
 
 
@@ -66,6 +84,10 @@ def norm_linear(
     offset: float = 0.0,
 ) -> Tensor:
     """linear(rms_norm(x)): (rows, inputs) → (rows, outputs)."""
+    if few_rows(x):
+        from plimsoll_worker.kernels.few_rows import fused_linear
+
+        return fused_linear(x, weight, bias, norm_weight=norm_weight, eps=eps, offset=offset)
     return linear(rms_norm(x, norm_weight, eps, offset=offset), weight, bias)
 
 
@@ -80,6 +102,10 @@ def norm_gate_up(
     offset: float = 0.0,
 ) -> Tensor:
     """gated_activation(linear(rms_norm(x))): weight (2 * inter, inputs), gate first → (rows, inter)."""
+    if few_rows(x):
+        from plimsoll_worker.kernels.few_rows import fused_linear
+
+        return fused_linear(x, weight, bias, norm_weight=norm_weight, eps=eps, offset=offset, gated=kind)
     return gated_activation(norm_linear(x, norm_weight, eps, weight, bias, offset=offset), kind)
 
 
@@ -88,6 +114,13 @@ def linear_add(
 ) -> Tensor:
     """residual + scale * linear(x): (rows, inputs), (rows, outputs) → (rows, outputs). On a GPU the answer
     lies in the residual's own memory: do not use `residual` afterwards."""
+    if few_rows(x):
+        from plimsoll_worker.kernels.few_rows import fused_linear
+
+        return fused_linear(x, weight, bias, residual=residual, scale=scale)
+    if x.is_cuda and bias is None:
+        # cuBLAS adds the residual while it writes: neither a kernel nor a buffer of its own.
+        return residual.addmm_(x, weight.t(), alpha=scale)
     return residual + scale * linear(x, weight, bias)
 
 
@@ -112,7 +145,10 @@ def rope_store(
     rotary_dim elements of a head are rotated in NeoX order; q_norm and k_norm (head_dim); caches (slots,
     kv_heads, head_dim). Returns the queries, (tokens, heads, head_dim).
     """
-    return reference.rope_store(
+    store = reference.rope_store
+    if qkv.is_cuda:
+        from plimsoll_worker.kernels.rope import rope_store as store
+    return store(
         qkv,
         batch,
         cos_sin,
@@ -144,7 +180,26 @@ def attention(
     A query sees itself and what is before it, `window` tokens at most. With `softcap` scores are
     softcap * tanh(scale * q·k / softcap).
     """
-    return reference.attention(q, k_cache, v_cache, batch, scale=scale, window=window, softcap=softcap)
+    if not q.is_cuda:
+        return reference.attention(q, k_cache, v_cache, batch, scale=scale, window=window, softcap=softcap)
+    if batch.max_query_len > 1:
+        from plimsoll_worker.kernels.prefill_attention import prefill_attention
+
+        return prefill_attention(q, k_cache, v_cache, batch, scale=scale, window=window, softcap=softcap)
+    from plimsoll_worker.kernels.decode_attention import decode_attention
+
+    return decode_attention(
+        q,
+        k_cache,
+        v_cache,
+        batch,
+        heads=q.shape[1],
+        kv_heads=k_cache.shape[1],
+        head_dim=q.shape[2],
+        scale=scale,
+        window=window,
+        softcap=softcap,
+    )
 
 
 def rope_attention(
@@ -165,7 +220,28 @@ def rope_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """`rope_store`, then `attention` → (tokens, heads * head_dim)."""
+    """`rope_store`, then `attention` → (tokens, heads * head_dim). One kernel when each sequence has one new
+    token."""
+    if qkv.is_cuda and batch.max_query_len == 1:
+        from plimsoll_worker.kernels.decode_attention import decode_attention
+
+        return decode_attention(
+            qkv,
+            k_cache,
+            v_cache,
+            batch,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+            cos_sin=cos_sin,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            eps=eps,
+            norm_offset=norm_offset,
+        ).flatten(1)
     queries = rope_store(
         qkv,
         batch,
@@ -199,6 +275,11 @@ def penalize(
     the token, and output_counts (slots, vocabulary) int32. repetition, presence, frequency (rows) FP32; 1, 0
     and 0 leave a row as it is.
     """
+    if logits.is_cuda:
+        from plimsoll_worker.kernels import sampling
+
+        sampling.penalize(logits, slots, prompt_tokens, output_counts, repetition, presence, frequency)
+        return
     reference.penalize(logits, slots, prompt_tokens, output_counts, repetition, presence, frequency)
 
 
@@ -206,7 +287,11 @@ def sample(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor
     """A token of each row of logits (rows, vocabulary) → (rows) int64.
 
     Gumbel-max (Gumbel 1954): argmax(logits / temperature + noise), noise by Philox of (seed, position,
-    token), so the draw does not depend on the rest of the batch. temperature (rows) FP32, 0 is greedy; seeds and
-    positions (rows) int64. Tokens that must not be drawn have logits of -inf.
+    token), so the draw does not depend on the rest of the batch. temperature (rows) FP32, 0 is greedy; seeds
+    and positions (rows) int64. Tokens that must not be drawn have logits of -inf.
     """
+    if logits.is_cuda:
+        from plimsoll_worker.kernels import sampling
+
+        return sampling.sample(logits, temperature, seeds, positions)
     return reference.sample(logits, temperature, seeds, positions)

@@ -1,0 +1,82 @@
+"""How kernels are launched: programmatic dependent launch, and what of the card decides grids.
+
+On compute capability 9.0 and above a kernel may start while the one before it still runs. It then reads what
+that one does not write (weights, block tables) and waits; the gap between two kernels, about as long as a
+small layer takes, disappears. Two rules make it right:
+
+- Every kernel here calls `await_inputs` in every program, so a finished kernel means finished predecessors.
+- Before `await_inputs` a kernel may read constants and what was written at least two kernels earlier, no
+  more; one that calls `release_next` before it must be followed by kernels that read constants only.
+
+CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization".
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+INTERPRETED_MULTIPROCESSORS = 4
+"""What grids are sized for where Triton's interpreter runs them on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a launch depends on."""
+
+    multiprocessors: int
+    dependent_launch: bool
+
+    @property
+    def options(self) -> dict[str, bool]:
+        """Keyword arguments of every launch."""
+        return {"launch_pdl": True} if self.dependent_launch else {}
+
+
+@functools.cache
+def card(device: torch.device) -> Card:
+    if device.type != "cuda":
+        return Card(INTERPRETED_MULTIPROCESSORS, dependent_launch=False)
+    properties = torch.cuda.get_device_properties(device)
+    return Card(properties.multi_processor_count, dependent_launch=properties.major >= 9)
+
+
+@triton.jit
+def await_inputs(PDL: tl.constexpr):
+    """Return when all kernels before have ended and what they wrote is visible."""
+    if PDL:
+        gdc_wait()
+
+
+@triton.jit
+def release_next(PDL: tl.constexpr):
+    """Let the next kernel start once all programs of this one have come here."""
+    if PDL:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def prefetch(region, BYTES: tl.constexpr, PDL: tl.constexpr):
+    """Ask for BYTES (a multiple of 16) from `region`, 16-byte aligned, to be brought into the L2 cache. One
+    thread asks: the instruction takes the whole region at once."""
+    if PDL:
+        tl.inline_asm_elementwise(
+            f"""{{
+            .reg .pred %first;
+            .reg .u32 %thread;
+            mov.u32 %thread, %tid.x;
+            setp.eq.u32 %first, %thread, 0;
+            @%first cp.async.bulk.prefetch.L2.global [$1], {BYTES};
+            mov.u32 $0, 0;
+            }}""",
+            "=r,l",
+            [region],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
