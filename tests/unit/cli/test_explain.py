@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.unit.cli.test_plan import ready
-from tests.unit.planning.builders import decide_one, gpu_node, llama, request, spec
+from tests.unit.planning.builders import L4, decide_one, gpu_node, llama, request, spec
 
 from plimsoll.actuate.ownership import Owner
 from plimsoll.actuate.revisions import wanted_revision
@@ -40,13 +40,16 @@ class FakeCluster:
             "errorPermille": -12,
         }
         status = {"plans": [plan.to_dict()], "currentRevision": made.name, "measured": [measured]}
-        self._obj = {
+        self._obj: dict[str, Any] = {
             "apiVersion": "plimsoll.dev/v1alpha1",
             "kind": "LLMDeployment",
             "metadata": {"name": "demo", "namespace": "default", "uid": "uid-a"},
             "spec": spec().to_dict(),
             "status": status if planned else {},
         }
+
+    def tell(self, status: dict[str, Any]) -> None:
+        self._obj["status"] |= status
 
     def deployment(self, namespace: str, name: str) -> dict[str, Any]:
         assert (namespace, name) == ("default", "demo")
@@ -97,6 +100,18 @@ def test_json_is_the_status(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     code, out = run(capsys, monkeypatch, FakeCluster(), "-o", "json")
     assert code == 0
     assert json.loads(out)["plans"][0]["tensorParallel"] == 1
+
+
+def test_without_a_plan_it_tells_the_nearest_options(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = FakeCluster(planned=False)
+    rejection = decide_one([gpu_node("a", L4, 1)], request(facts=llama(70, layers=80))).rejection
+    assert rejection is not None
+    cluster.tell({"rejected": [option.to_dict() for option in rejection.rejected]})
+    code, out = run(capsys, monkeypatch, cluster)
+    assert code == 3
+    assert "looked at and not taken:\n  BF16 TP1 on NVIDIA-L4: InsufficientMemory: needs" in out
 
 
 def test_without_a_plan_it_exits_with_3(

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import pytest
-from tests.unit.cluster.world import CLAIM, START, World, cpu_node, gpu_node
+from tests.unit.cluster.world import CLAIM, START, World, cpu_node, facts, gpu_node
 
 from plimsoll.cluster.observed import CreatePod, DeletePod, EmitEvent, Refusal
 from plimsoll_worker.launch import ExitCode, ExitReason
@@ -148,6 +148,25 @@ def test_a_new_revision_may_take_the_room_of_the_old_one() -> None:
     assert world.status("small")["currentRevision"] == world.status("small")["updateRevision"]
 
 
+def test_what_has_no_place_tells_the_nearest_options_until_it_has_one() -> None:
+    world = World(gpu_node("g1", 1))
+    world.deploy("small")
+    world.deploy("other")
+    world.settle()
+    for name in ("small", "other"):
+        world.end_inspection(name, facts().pack())
+    world.settle()
+    waiting = next(name for name in ("small", "other") if world.status(name)["rejected"])
+    (option,) = world.status(waiting)["rejected"]
+    assert option["option"] == "BF16 TP1 on NVIDIA-L4"
+    assert option["reason"] == "InsufficientGPUs"
+    assert "g1 are taken" in option["message"]
+    world.nodes["g2"] = gpu_node("g2", 1)
+    world.settle()
+    assert world.condition(waiting, "Planned")["status"] == "True"
+    assert world.status(waiting)["rejected"] == []
+
+
 def test_a_new_revision_that_fits_nowhere_leaves_the_old_one_serving() -> None:
     world = served()
     before = names(world)
@@ -181,8 +200,6 @@ def test_an_unschedulable_pod_moves_after_its_deadline_and_never_back() -> None:
     world = World(gpu_node("g1", 1), gpu_node("g2", 1))
     world.deploy("small")
     world.settle()
-    from tests.unit.cluster.world import facts
-
     world.end_inspection("small", facts().pack())
     world.settle()
     first = _stranded(world, "2026-11-23T04:00:00Z")

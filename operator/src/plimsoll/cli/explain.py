@@ -37,6 +37,7 @@ def command(
         for plan in deployment.status.plans:
             _print(console, cluster, where, name, deployment, plan)
         _print_conditions(console, deployment)
+        print_rejected(console, deployment.status.rejected)
         _print_nodes(console, cluster.objects(), deployment, str(obj["metadata"].get("uid", "")))
     if not deployment.status.plans:
         raise typer.Exit(ExitCode.NOT_POSSIBLE)

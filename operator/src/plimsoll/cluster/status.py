@@ -9,7 +9,7 @@ from __future__ import annotations
 from plimsoll.actuate import services
 from plimsoll.actuate.ownership import selector_text, worker_selector
 from plimsoll.api.conditions import PLANNING, Finding, Observation, conditions, fails, holds, pending
-from plimsoll.api.v1alpha1 import LLMDeploymentStatus, ModelStatus, PlanMode, PlanStatus
+from plimsoll.api.v1alpha1 import LLMDeploymentStatus, ModelStatus, PlanMode, PlanStatus, RejectedOption
 from plimsoll.cluster.inspection import Inspection, Resolution
 from plimsoll.cluster.observed import Observed
 from plimsoll.cluster.own_pods import stamp
@@ -59,6 +59,7 @@ def compose_status(
         update_revision=target.update_revision,
         model=_model_status(inspection, target.plan) or (before.model if not inspection else None),
         plans=list(target.plans),
+        rejected=_rejected(observed),
         measured=measured(observed, target.plan),
         replica_statuses=list(replicas.statuses),
         conditions=conditions(seen, before.conditions, now=observed.now),
@@ -89,6 +90,11 @@ def _plan(observed: Observed, plan: PlanStatus | None) -> Finding:
         )
         return fails(decision.rejection.reason, decision.rejection.message + excluded)
     return holds("Planned", plan.summary) if plan else PLANNING
+
+
+def _rejected(observed: Observed) -> list[RejectedOption]:
+    rejection = observed.decision.rejection if observed.decision else None
+    return list(rejection.rejected) if rejection else []
 
 
 def _model_status(inspection: Inspection | None, plan: PlanStatus | None) -> ModelStatus | None:

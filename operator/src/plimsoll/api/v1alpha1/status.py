@@ -225,6 +225,8 @@ class LLMDeploymentStatus(Model):
         default_factory=list
     )
     """The plan that serves and the one that is being rolled out."""
+    rejected: Annotated[list[RejectedOption], Field(max_length=8)] = Field(default_factory=list)
+    """The nearest options of what has no place. Of what has a place its plan tells them."""
     measured: Annotated[list[MeasuredStage], Field(max_length=64, json_schema_extra=list_map("stage"))] = (
         Field(default_factory=list)
     )
