@@ -152,6 +152,7 @@ def test_items_of_object_lists_have_keys_unless_the_list_is_replaced_whole(
         ".status.plans[].memory": ["stage"],
         ".status.plans[].placements": ["replica", "stage"],
         ".status.plans[].rejected": None,
+        ".status.rejected": None,
         ".status.measured": ["stage"],
         ".status.replicaStatuses": ["replica"],
         ".status.conditions": ["type"],

@@ -65,6 +65,12 @@ def test_a_replica_on_one_node_needs_no_label() -> None:
     assert places(decision) == ["a"]
 
 
+def test_stages_that_must_stay_on_one_node_need_no_label() -> None:
+    alone = {"pipeline": 2, "tensor": 1, "multiNode": "Never"}
+    (decision,) = decide([in_rack("a", "r1"), in_rack("b", "", 2)], big(parallelism=alone))
+    assert places(decision) == ["b", "b"]
+
+
 def test_nodes_without_the_label_are_named() -> None:
     (decision,) = decide([in_rack("a", ""), in_rack("b", ""), in_rack("c", "r1")], big())
     assert decision.plan is None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge
-from itertools import chain
 
 from plimsoll.api.v1alpha1 import PlanPlacement
 from plimsoll.inventory.capacity import amounts
@@ -133,7 +132,7 @@ def most_stages(option: Option, room: Room, admitted: Admitted) -> int:
 
 def _on_one_node(option: Option, replicas: Sequence[int], room: Room) -> list[PlanPlacement]:
     node, most = "", 0
-    for name in chain.from_iterable(ranked(option, room, admitted) for admitted in candidates(option, room)):
+    for name in ranked(option, room):
         there = min(len(replicas), _pods_held(option, name, room) // option.config.pipeline_parallel)
         if there > most:
             node, most = name, there

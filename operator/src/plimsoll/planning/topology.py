@@ -16,7 +16,8 @@ from plimsoll.planning.supply import Pool
 
 def key_of(option: Option) -> str:
     """The label that the option's stages must share; empty where nothing has to be shared."""
-    return option.request.spec.placement.topology_key if option.config.pipeline_parallel > 1 else ""
+    spans = option.config.pipeline_parallel > 1 and not option.one_node
+    return option.request.spec.placement.topology_key if spans else ""
 
 
 def domains(option: Option) -> dict[str, Admitted]:
