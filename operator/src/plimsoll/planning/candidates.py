@@ -11,7 +11,7 @@ a lower precision that saves no GPU. So a plan that may round costs little more 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec, MultiNode, PlanStatus
@@ -43,6 +43,9 @@ __all__ = ["TENSOR_PARALLEL", "Catalog", "worker_requests", "workload"]
 TENSOR_PARALLEL = (1, 2, 4, 8)
 """Sizes that fill nodes of 1, 2, 4 and 8 GPUs without a rest; a divisibility chain, so packing stays
 exact."""
+
+UNBOUNDED = 1 << 30
+"""GPUs, where nothing bounds their number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,11 @@ class _Asked:
     formats: tuple[Formats, ...]
     loads: tuple[Workload, ...]
     """The usual token budget first."""
+
+    @property
+    def by_time(self) -> bool:
+        """Whether options are compared by predicted times, so that more GPUs may be better."""
+        return self.request.spec.workload.objective.predicted
 
     def line(self, memory: int) -> int:
         return line(memory, self.request.spec.placement.memory_headroom_percent)
@@ -162,39 +170,50 @@ class Catalog:
         """Of one kind of GPU, without those to which another is to be preferred wherever it has room."""
         better: list[Option] = []
         for loss, kept in enumerate(asked.formats):
-            for option in self._cuts(asked, kind, kept, loss):
+            for option in self._cuts(asked, kind, kept, loss, self._enough(asked, kind, better)):
                 if not any(_dominates(other, option) for other in better):
                     yield option
                     if option.runs:
                         better.append(option)
 
-    def _cuts(self, asked: _Asked, kind: _Kind, kept: Formats, loss: int) -> Iterator[Option]:
-        """The cuts that divide the model, up to the first that runs on all GPUs of the kind: more ranks of
-        the same GPU would only take more. Where times are compared, all sizes."""
+    def _enough(self, asked: _Asked, kind: _Kind, better: Sequence[Option]) -> int:
+        """GPUs of an option to which none with as many, and more loss, is to be preferred."""
+        if asked.by_time:
+            return UNBOUNDED
+        lowest = asked.line(kind.memories[0])
+        whole = (one for one in better if one.config.pipeline_parallel == 1 and one.line == lowest)
+        return min((one.gpus for one in whole), default=UNBOUNDED)
+
+    def _cuts(self, asked: _Asked, kind: _Kind, kept: Formats, loss: int, enough: int) -> Iterator[Option]:
+        """The cuts that divide the model and take fewer GPUs than `enough`, up to the first that runs on all
+        GPUs of the kind: more ranks of the same GPU would only take more. Where times are compared, all
+        sizes."""
         spec = asked.request.spec
         least_line, most_line = asked.line(kind.memories[0]), asked.line(kind.memories[-1])
-        fixed, fewest = spec.parallelism.pipeline, 0
+        fixed, fewest = spec.parallelism.pipeline, enough
         for tensor in kind.sizes(spec):
+            if tensor >= enough:
+                return
             sized = self._sized(asked, kept.configuration(Device.GPU, tensor, fixed or 1), kind)
             whole = self._option(asked, kind, kept, loss, sized)
             if sized is None or whole is None:
                 continue
             yield whole
-            if sized.needed <= least_line and whole.keeps_targets and not spec.workload.objective.predicted:
+            if sized.needed <= least_line and whole.keeps_targets and not asked.by_time:
                 return
-            if fixed or kind.sliced or sized.needed <= most_line:
+            if fixed or kind.sliced or whole.refusal or sized.needed <= most_line:
                 continue
-            cut = self._option(asked, kind, kept, loss, self._staged(asked, kind, kept, sized))
-            if cut and (not fewest or cut.gpus < fewest):
+            staged = self._staged(asked, kind, kept, sized, most=(fewest - 1) // tensor)
+            if cut := self._option(asked, kind, kept, loss, staged):
                 yield cut
                 fewest = cut.gpus
 
-    def _staged(self, asked: _Asked, kind: _Kind, kept: Formats, whole: Sized) -> Sized | None:
-        """The cut into the fewest stages that fit, where the engine runs stages."""
+    def _staged(self, asked: _Asked, kind: _Kind, kept: Formats, whole: Sized, most: int) -> Sized | None:
+        """The cut into the fewest stages, up to `most`, that fits, where the engine runs stages."""
         tensor, most_line = whole.footprint.configuration.tensor_parallel, asked.line(kind.memories[-1])
         stage, layers = whole.footprint.worst.bytes, asked.request.facts.layer_count
-        for pipeline in range(2, min(self._capabilities.max_pipeline_parallel, layers) + 1):
-            if (stage.weights + stage.kv_cache) // pipeline > most_line:
+        for pipeline in range(2, min(self._capabilities.max_pipeline_parallel, layers, most) + 1):
+            if (stage.weights + stage.kv_cache) // pipeline + stage.runtime > most_line:
                 continue
             cut = self._sized(asked, kept.configuration(Device.GPU, tensor, pipeline), kind)
             if cut is not None and cut.needed <= most_line:
@@ -202,19 +221,19 @@ class Catalog:
         return None
 
     def _sized(self, asked: _Asked, config: Configuration, kind: _Kind) -> Sized | None:
-        """With the first token budget that fits, else with the first of all."""
-        most, first = asked.line(kind.memories[-1]), None
+        """With the first token budget that fits, else with the usual one."""
+        most, facts = asked.line(kind.memories[-1]), asked.request.facts
+        usual = self._sizer.sized(facts, config, asked.loads[0])
+        # A smaller budget saves activations and their fragmentation, nothing else.
+        if usual is None or usual.needed - 2 * usual.footprint.worst.bytes.activations > most:
+            return usual
         for load in self._loads(asked, config, kind.gpu):
-            sized = self._sizer.sized(asked.request.facts, config, load)
-            if sized is None or sized.needed <= most:
+            sized = self._sizer.sized(facts, config, load)
+            if sized is not None and sized.needed <= most:
                 return sized
-            first = first or sized
-            # A smaller budget saves activations and their fragmentation, nothing else.
-            if sized.needed - 2 * sized.footprint.worst.bytes.activations > most:
-                break
-        return first
+        return usual
 
-    def _loads(self, asked: _Asked, config: Configuration, gpu: GPUClass) -> Sequence[Workload]:
+    def _loads(self, asked: _Asked, config: Configuration, gpu: GPUClass) -> Iterable[Workload]:
         spec, facts = asked.request.spec, asked.request.facts
         if has_targets(spec):
             return self._forecaster.loads(spec, facts, config, gpu, asked.loads[0])

@@ -6,7 +6,7 @@ of time, and for what it has chosen.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec, Predicted
@@ -50,14 +50,15 @@ class Forecaster:
 
     def loads(
         self, spec: LLMDeploymentSpec, facts: ModelFacts, config: Configuration, gpu: GPUClass, load: Workload
-    ) -> list[Workload]:
+    ) -> Iterator[Workload]:
         """The workload with each token budget that is worth trying, the best first. What keeps the targets
         with the first may keep them with a smaller one that takes less memory."""
         roofline = self._roofline(facts, config, gpu)
         if spec.workload.max_batched_tokens or roofline is None or not has_targets(spec):
-            return [load]
+            yield load
+            return
         most = load.max_context_tokens * load.max_sequences
-        found, budgets = [], [budget for budget in TOKEN_BUDGETS if budget < most] + [most]
+        budgets = [budget for budget in TOKEN_BUDGETS if budget < most] + [most]
         while budgets:
             batch = largest_batch(
                 roofline,
@@ -66,9 +67,8 @@ class Forecaster:
                 most_sequences=load.max_sequences,
                 token_budgets=budgets,
             )
-            found.append(replace(load, max_batched_tokens=batch.batched_tokens))
+            yield replace(load, max_batched_tokens=batch.batched_tokens)
             budgets = [budget for budget in budgets if budget < batch.batched_tokens]
-        return found
 
     def forecast(
         self, spec: LLMDeploymentSpec, facts: ModelFacts, config: Configuration, gpu: GPUClass, load: Workload

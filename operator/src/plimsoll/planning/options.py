@@ -148,7 +148,8 @@ class Option:
         if self.gpu is None or self.in_force:
             return 0
         objective = self.request.spec.workload.objective
-        latency = self.forecast.latency if objective.predicted and self.forecast else None
+        timed = objective.predicted and not self.refusal
+        latency = self.forecast.latency if timed and self.forecast else None
         return cost(
             objective=counted(objective, loss=self.loss, gpus=self.gpus, latency=latency),
             price=self.price,
