@@ -17,7 +17,7 @@ from plimsoll_worker.launch import Precision
 from plimsoll_worker.loading.checkpoint import open_checkpoint
 from plimsoll_worker.loading.tokenizer import Tokenizer
 from plimsoll_worker.loading.weights import load_model
-from plimsoll_worker.models.llama import LlamaModel
+from plimsoll_worker.models.decoder import Decoder
 
 ANSWER_TOKENS = 64
 PROMPTS = (
@@ -94,7 +94,7 @@ def tokenizer(smollm2: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def model(smollm2: Path) -> LlamaModel:
+def model(smollm2: Path) -> Decoder:
     """The worker's model of the GGUF file, FP32 on the CPU."""
     return load_model(open_checkpoint(smollm2), device=torch.device("cpu"), precision=Precision.FP32)
 

@@ -11,7 +11,7 @@ from plimsoll_worker.engine.model_runner import ModelRunner
 from plimsoll_worker.engine.scheduler import Scheduler
 from plimsoll_worker.engine.sequence import SamplingParams, Sequence, TokenEvent
 from plimsoll_worker.layers.kv_cache import KVCache
-from plimsoll_worker.models.llama import LlamaModel
+from plimsoll_worker.models.decoder import Decoder
 
 
 def sequence(prompt: tuple[int, ...], *, name: str = "s", **params: object) -> Sequence:
@@ -24,7 +24,7 @@ def sequence(prompt: tuple[int, ...], *, name: str = "s", **params: object) -> S
     return Sequence(id=name, prompt=prompt, params=settings, emit=ignore)
 
 
-def paged(model: LlamaModel, *, blocks: int, block_size: int = 16) -> ModelRunner:
+def paged(model: Decoder, *, blocks: int, block_size: int = 16) -> ModelRunner:
     """A runner with a KV pool in the model's own precision."""
     cache = KVCache(
         model.config, blocks=blocks, block_size=block_size, dtype=model.dtype, device=torch.device("cpu")

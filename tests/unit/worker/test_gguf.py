@@ -16,7 +16,7 @@ from gguf.constants import GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plimsoll_worker.config import FrequencyFactors, LinearScaling, Llama3Scaling
+from plimsoll_worker.config import FrequencyFactors, LinearScaling, Llama3Scaling, Rope
 from plimsoll_worker.errors import ModelNotFound, ModelUnreadable, ModelUnsupported
 from plimsoll_worker.layers.rotary import inverse_frequencies
 from plimsoll_worker.loading.checkpoint import open_checkpoint
@@ -137,15 +137,13 @@ def test_the_permutation_of_q_and_k_is_undone(heads: int, half_width: int, colum
 
 def test_rope_factors_of_the_file_equal_llama3_scaling(tmp_path: Path) -> None:
     scaling = Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=64)
-    plain = inverse_frequencies(16, 10000.0, None)
+    plain = inverse_frequencies(Rope(10000.0, 16), 128)
+    stretched = inverse_frequencies(Rope(10000.0, 16, scaling), 128)
     # As llama.cpp's converter writes them: what each plain frequency is divided by.
-    factors = (plain / inverse_frequencies(16, 10000.0, scaling)).numpy()
-    write(tmp_path / "m.gguf", more={"rope_freqs.weight": factors})
-    config = open_checkpoint(tmp_path / "m.gguf").config
-    assert isinstance(config.rope_scaling, FrequencyFactors)
-    torch.testing.assert_close(
-        inverse_frequencies(16, 10000.0, config.rope_scaling), inverse_frequencies(16, 10000.0, scaling)
-    )
+    write(tmp_path / "m.gguf", more={"rope_freqs.weight": (plain / stretched).numpy()})
+    rope = open_checkpoint(tmp_path / "m.gguf").config.layers[0].rope
+    assert isinstance(rope.scaling, FrequencyFactors)
+    torch.testing.assert_close(inverse_frequencies(rope, 128), stretched)
 
 
 LINEAR = {
@@ -158,7 +156,7 @@ LINEAR = {
 @pytest.mark.parametrize("keys", LINEAR.values(), ids=LINEAR.keys())
 def test_linear_scaling_is_found_under_all_its_keys(keys: Mapping[str, Any], tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", metadata={**METADATA, **keys})
-    assert open_checkpoint(tmp_path).config.rope_scaling == LinearScaling(4.0)
+    assert open_checkpoint(tmp_path).config.layers[0].rope.scaling == LinearScaling(4.0)
 
 
 def test_a_head_of_its_own_is_not_tied(tmp_path: Path) -> None:
@@ -170,9 +168,9 @@ def test_a_head_of_its_own_is_not_tied(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "experts": ({"metadata": {**METADATA, "llama.expert_count": 8}}, "llama.expert_count"),
+    "experts": ({"architecture": "mistral", "metadata": {"mistral.expert_count": 8}}, "with experts"),
     "partial rotary": ({"metadata": {**METADATA, "llama.rope.dimension_count": 8}}, "rope.dimension_count"),
-    "yarn": ({"metadata": {**METADATA, "llama.rope.scaling.type": "yarn"}}, "rope.scaling.type"),
+    "dynamic rope": ({"metadata": {**METADATA, "llama.rope.scaling.type": "dynamic"}}, "rope.scaling.type"),
     "architecture": ({"architecture": "gpt2"}, "general.architecture"),
     "element type": ({"kind": GGMLQuantizationType.Q5_0}, "is Q5_0"),
     "split": ({"metadata": {**METADATA, "split.count": 3}}, "split.count"),
@@ -189,8 +187,8 @@ def test_what_is_not_implemented_is_refused_by_name(
 
 
 def test_a_tensor_without_a_place_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "m.gguf", more={"blk.0.attn_q_norm.weight": np.ones(16, dtype=np.float32)})
-    with pytest.raises(ModelUnsupported, match=r"blk\.0\.attn_q_norm\.weight"):
+    write(tmp_path / "m.gguf", more={"blk.0.ssm_conv1d.weight": np.ones(16, dtype=np.float32)})
+    with pytest.raises(ModelUnsupported, match=r"blk\.0\.ssm_conv1d\.weight"):
         open_checkpoint(tmp_path / "m.gguf").names()
 
 

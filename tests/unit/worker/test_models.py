@@ -105,7 +105,10 @@ UNSUPPORTED = {
     "model_type": ({"model_type": "qwen9"}, "model_type"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act"),
     "quantized": ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
-    "yarn": ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_parameters.rope_type"),
+    "dynamic rope": (
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
+        "rope_parameters.rope_type",
+    ),
     "partial rotary": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
 }
 

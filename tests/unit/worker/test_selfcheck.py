@@ -10,11 +10,12 @@ import torch
 from tests.unit.worker.processes import SMOLLM2_KV_BYTES_PER_TOKEN, smollm2_launch
 from tests.unit.worker.test_models import saved
 
-from plimsoll_worker.config import ModelConfig, config_from_json
+from plimsoll_worker.config import ModelConfig
 from plimsoll_worker.errors import EffectiveConfigMismatch, MemoryEstimateExceeded, WorkerError
 from plimsoll_worker.launch import Device, LayerRange, Precision, WeightsScheme
 from plimsoll_worker.layers.kv_cache import KVCache
 from plimsoll_worker.loading.checkpoint import open_checkpoint
+from plimsoll_worker.loading.config_json import config_from_json
 from plimsoll_worker.loading.weights import load_model
 from plimsoll_worker.memory import CudaMemory
 from plimsoll_worker.selfcheck import check_effective, check_plan
@@ -85,8 +86,8 @@ def test_what_lies_on_the_device_is_looked_at(tmp_path: Path) -> None:
         check_effective(
             launch.model_copy(update={"device": Device.GPU}), model, pool(model.config, torch.float32)
         )
-    model.layers[1].mlp.up_proj.half()
-    with pytest.raises(EffectiveConfigMismatch, match=r"element type of layers\.1\.mlp\.up_proj\.weight"):
+    model.layers[1].mlp.down_proj.half()
+    with pytest.raises(EffectiveConfigMismatch, match=r"element type of layers\.1\.mlp\.down_proj\.weight"):
         check_effective(launch, model, pool(model.config, torch.float32))
 
 

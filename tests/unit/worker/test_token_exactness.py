@@ -12,14 +12,14 @@ from tests.unit.worker.decoding import paged, sequence, steps
 from plimsoll_worker.launch import Precision
 from plimsoll_worker.loading.checkpoint import open_checkpoint
 from plimsoll_worker.loading.weights import load_model
-from plimsoll_worker.models.llama import LlamaModel
+from plimsoll_worker.models.decoder import Decoder
 
 NEAR_TIE = 1e-3
 MOST_TIES = 4
 """Of 512 tokens. More would mean that the arithmetic differs, not that rounding does."""
 
 
-def ties(model: LlamaModel, reference: tuple[ReferenceAnswer, ...], *, max_batched_tokens: int) -> int:
+def ties(model: Decoder, reference: tuple[ReferenceAnswer, ...], *, max_batched_tokens: int) -> int:
     """Decode all prompts together; count near-ties that fell the other way, feeding the reference's token.
     Any other difference fails."""
     answers = {str(index): answer for index, answer in enumerate(reference)}
@@ -46,7 +46,7 @@ def ties(model: LlamaModel, reference: tuple[ReferenceAnswer, ...], *, max_batch
 
 @pytest.mark.parametrize("max_batched_tokens", [256, 8], ids=["whole prompts", "chunks of 8"])
 def test_gguf_answers_are_transformers_answers(
-    model: LlamaModel,
+    model: Decoder,
     reference: tuple[ReferenceAnswer, ...],
     max_batched_tokens: int,
     record_property: pytest.Session,
@@ -56,7 +56,7 @@ def test_gguf_answers_are_transformers_answers(
     assert found <= MOST_TIES
 
 
-def test_safetensors_hold_the_same_model_as_the_gguf_file(model: LlamaModel, smollm2_folder: Path) -> None:
+def test_safetensors_hold_the_same_model_as_the_gguf_file(model: Decoder, smollm2_folder: Path) -> None:
     other = load_model(open_checkpoint(smollm2_folder), device=torch.device("cpu"), precision=Precision.FP32)
     ours, theirs = dict(model.named_parameters()), dict(other.named_parameters())
     assert ours.keys() == theirs.keys()
@@ -70,7 +70,7 @@ def test_safetensors_answers_are_transformers_answers(
     assert ties(loaded, reference, max_batched_tokens=64) <= MOST_TIES
 
 
-def test_a_tied_head_is_kept_once(model: LlamaModel) -> None:
+def test_a_tied_head_is_kept_once(model: Decoder) -> None:
     assert model.config.tied
     assert "lm_head.weight" not in dict(model.named_parameters())
     assert model.weight_bytes == 134515008 * 4

@@ -64,7 +64,12 @@ def run(launch: Launch, settings: Settings) -> None:
         tokenizer = checkpoint.tokenizer()
         memory = open_device(launch.device)
         check_plan(launch, checkpoint.config, memory.product)
-        model = load_model(checkpoint, device=memory.torch_device, precision=launch.weights.name)
+        model = load_model(
+            checkpoint,
+            device=memory.torch_device,
+            precision=launch.weights.name,
+            context=launch.max_context_tokens,
+        )
         startup.reached(StartupStage.WEIGHTS_LOADED, bytes=model.weight_bytes)
 
         runner, ledger = warm_up(launch, model, memory)

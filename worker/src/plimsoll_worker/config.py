@@ -1,21 +1,17 @@
-"""A model's hyper-parameters, as its files state them: one type for config.json and for GGUF metadata.
+"""A model's hyper-parameters: one type for every family of decoders and every file format.
 
-Whatever would change the answer and is not implemented is refused here, by the name of its field, before a
-byte of weights is read. A default is only taken where the reference implementation (transformers' LlamaConfig
-and MistralConfig, llama.cpp's loader) takes the same one.
+Families differ by flags and numbers, not by code; what a flag means stands here, which family sets it in
+`models/families.py`, and how files state it in `loading/config_json.py` and `loading/config_gguf.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-from plimsoll_worker.errors import ModelUnreadable, ModelUnsupported
-from plimsoll_worker.launch import CAPABILITIES, Precision
+from plimsoll_worker.launch import Precision
 
-MISTRAL_DEFAULT_WINDOW = 4096
-"""transformers' MistralConfig: a config.json without the field means this window, `null` means none."""
+Activation = Literal["silu", "gelu_tanh"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +33,35 @@ class Llama3Scaling:
 
 
 @dataclass(frozen=True, slots=True)
+class YarnScaling:
+    """YaRN (Peng et al. 2023, arXiv:2309.00071): low frequencies interpolated, high ones kept, a ramp
+    between."""
+
+    factor: float
+    original_max_position: int
+    attention_factor: float
+    """Multiplies cosines and sines, so scores by its square."""
+    beta_fast: float = 32.0
+    """Rotations within the original context from which on a frequency is kept."""
+    beta_slow: float = 1.0
+    """Rotations up to which a frequency is interpolated."""
+    truncate: bool = True
+    """The ramp begins and ends at whole frequencies."""
+
+
+@dataclass(frozen=True, slots=True)
+class LongRope:
+    """LongRoPE (Ding et al. 2024, arXiv:2402.13753): a divisor for each frequency, one set for contexts up to
+    the original length and one for longer ones."""
+
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_max_position: int
+    attention_factor: float
+    """Multiplies cosines and sines, so scores by its square."""
+
+
+@dataclass(frozen=True, slots=True)
 class FrequencyFactors:
     """A divisor for each rotary frequency, head_dim / 2 of them: what GGUF keeps as the tensor
     `rope_freqs.weight`."""
@@ -44,7 +69,40 @@ class FrequencyFactors:
     factors: tuple[float, ...]
 
 
-RopeScaling = LinearScaling | Llama3Scaling | FrequencyFactors | None
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRope | FrequencyFactors | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary position embedding of a layer."""
+
+    theta: float
+    dim: int
+    """Elements of a head that are rotated, the first ones; the rest passes."""
+    scaling: RopeScaling = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerConfig:
+    """What may differ from layer to layer."""
+
+    rope: Rope
+    window: int | None = None
+    """Tokens that a query sees at most, itself included; None: all."""
+    sparse: bool = False
+    """Experts in place of one MLP."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsConfig:
+    """A mixture of experts (Shazeer et al. 2017, arXiv:1701.06538), without shared ones."""
+
+    count: int
+    per_token: int
+    width: int
+    """Intermediate width of one expert."""
+    normalized: bool
+    """The chosen experts' probabilities are scaled to a sum of 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +110,10 @@ class ModelConfig:
     """Shape of a decoder. Counts and widths are in elements."""
 
     architecture: str
+    """A family of `models/families.py`."""
     hidden_size: int
     intermediate_size: int
-    layer_count: int
+    layers: tuple[LayerConfig, ...]
     head_count: int
     kv_head_count: int
     head_dim: int
@@ -62,226 +121,41 @@ class ModelConfig:
     max_position: int
     """Longest sequence the model was made for, tokens."""
     norm_eps: float
-    rope_theta: float
-    rope_scaling: RopeScaling
-    qkv_bias: bool
-    output_bias: bool
-    mlp_bias: bool
+    norm_offset: float = 0.0
+    """Added to the weights of every norm: Gemma stores them around 0."""
+    sandwich_norms: bool = False
+    """A norm behind attention and MLP too, before the residual takes them."""
+    qk_norm: bool = False
+    """Queries and keys are normalised by head, before rotation."""
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    activation: Activation = "silu"
+    attention_scale: float
+    """Multiplies the scores before the softmax."""
+    attention_softcap: float | None = None
+    """Scores are squeezed to ± this by tanh."""
+    logits_softcap: float | None = None
+    logits_scale: float = 1.0
+    """Multiplies the logits."""
+    embedding_scale: float = 1.0
+    """Multiplies embeddings; rounded to the weights' type first, as Gemma was trained."""
+    residual_scale: float = 1.0
+    """Multiplies what attention and MLP add to the residual."""
+    experts: ExpertsConfig | None = None
     tied: bool
     """The head is the embedding."""
-    sliding_window: int | None
-    """Tokens that a query sees at most, itself included; None: all."""
     eos_token_ids: tuple[int, ...]
+
+    @property
+    def layer_count(self) -> int:
+        return len(self.layers)
+
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        """The different rotary embeddings of the layers."""
+        return tuple(dict.fromkeys(layer.rope for layer in self.layers))
 
     def kv_bytes_per_token(self, precision: Precision) -> int:
         """Bytes of one token's keys and values over all layers."""
         return 2 * self.layer_count * self.kv_head_count * self.head_dim * precision.bytes
-
-
-class Fields:
-    """Typed look-ups in a model's metadata that fail by naming the file and the field."""
-
-    def __init__(self, values: Mapping[str, Any], source: str) -> None:
-        self.values = values
-        self.source = source
-
-    def integer(self, name: str, default: int | None = None) -> int:
-        value = self.values.get(name)
-        if value is None:
-            value = default
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ModelUnreadable(
-                f"{self.source}: {name} is {value!r}, expected a whole number of at least 1"
-            )
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        value = self.values.get(name)
-        if value is None:
-            value = default
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise ModelUnreadable(f"{self.source}: {name} is {value!r}, expected a number above 0")
-        return float(value)
-
-    def flag(self, name: str, *, default: bool) -> bool:
-        value = self.values.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise ModelUnreadable(f"{self.source}: {name} is {value!r}, expected true or false")
-        return value
-
-    def refuse(self, name: str, why: str) -> ModelUnsupported:
-        return ModelUnsupported(f"{self.source}: {name} is {self.values.get(name)!r}: {why}")
-
-
-def supported_architecture(name: object, source: str) -> str:
-    """`name` when the engine has it. Raises ModelUnsupported."""
-    if name not in CAPABILITIES.architectures:
-        known = ", ".join(CAPABILITIES.architectures)
-        raise ModelUnsupported(f"{source} is {name!r}: this engine runs {known}")
-    return str(name)
-
-
-def config_from_json(
-    values: Mapping[str, Any], *, source: str = "config.json", generation: Mapping[str, Any] | None = None
-) -> ModelConfig:
-    """The shape that a Hugging Face config.json states; `generation` is generation_config.json.
-
-    Raises ModelUnsupported and ModelUnreadable, naming the field.
-    """
-    architecture = supported_architecture(values.get("model_type"), f"{source}: model_type")
-    fields = Fields(values, source)
-    if values.get("quantization_config"):
-        raise fields.refuse(
-            "quantization_config", "this engine reads unquantized checkpoints; use the original model"
-        )
-    if values.get("hidden_act", "silu") != "silu":
-        raise fields.refuse("hidden_act", "this engine has silu alone")
-    heads = fields.integer("num_attention_heads")
-    hidden = fields.integer("hidden_size")
-    bias = fields.flag("attention_bias", default=False)
-    theta, scaling = _rope_from_json(fields)
-    eos = _token_ids(values.get("eos_token_id")) | _token_ids((generation or {}).get("eos_token_id"))
-    return ModelConfig(
-        architecture=architecture,
-        hidden_size=hidden,
-        intermediate_size=fields.integer("intermediate_size"),
-        layer_count=fields.integer("num_hidden_layers"),
-        head_count=heads,
-        kv_head_count=fields.integer("num_key_value_heads", 8 if architecture == "mistral" else heads),
-        head_dim=fields.integer("head_dim", hidden // heads),
-        vocab_size=fields.integer("vocab_size"),
-        max_position=fields.integer("max_position_embeddings", 131072 if architecture == "mistral" else 2048),
-        norm_eps=fields.number("rms_norm_eps", 1e-6),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        qkv_bias=bias,
-        output_bias=bias,
-        mlp_bias=fields.flag("mlp_bias", default=False),
-        tied=fields.flag("tie_word_embeddings", default=False),
-        sliding_window=_window_from_json(fields, architecture),
-        eos_token_ids=tuple(sorted(eos)),
-    )
-
-
-def _window_from_json(fields: Fields, architecture: str) -> int | None:
-    if architecture != "mistral":
-        return None
-    if "sliding_window" not in fields.values:
-        return MISTRAL_DEFAULT_WINDOW
-    return None if fields.values["sliding_window"] is None else fields.integer("sliding_window")
-
-
-def _rope_from_json(fields: Fields) -> tuple[float, RopeScaling]:
-    """theta and scaling from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`
-    (before)."""
-    name = "rope_parameters" if fields.values.get("rope_parameters") else "rope_scaling"
-    raw = fields.values.get(name) or {}
-    if not isinstance(raw, Mapping):
-        raise ModelUnreadable(f"{fields.source}: {name} is {raw!r}, expected an object")
-    rope = Fields(raw, f"{fields.source}: {name}")
-    if raw.get("partial_rotary_factor", fields.values.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise ModelUnsupported(
-            f"{fields.source}: partial_rotary_factor: this engine rotates whole heads alone"
-        )
-    theta = rope.number("rope_theta", fields.number("rope_theta", 10000.0))
-    kind = raw.get("rope_type", raw.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    if kind == "linear":
-        return theta, LinearScaling(rope.number("factor"))
-    if kind == "llama3":
-        return theta, Llama3Scaling(
-            factor=rope.number("factor"),
-            low_freq_factor=rope.number("low_freq_factor"),
-            high_freq_factor=rope.number("high_freq_factor"),
-            original_max_position=rope.integer("original_max_position_embeddings"),
-        )
-    raise ModelUnsupported(
-        f"{fields.source}: {name}.rope_type is {kind!r}: this engine has default, linear and llama3"
-    )
-
-
-def _token_ids(value: object) -> set[int]:
-    if isinstance(value, int):
-        return {value}
-    return {token for token in value if isinstance(token, int)} if isinstance(value, list) else set()
-
-
-def config_from_gguf(
-    metadata: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
-    rope_factors: tuple[float, ...] | None,
-    source: str,
-) -> ModelConfig:
-    """The shape that GGUF metadata states; `shapes` are the tensors' shapes by name, outer dimension first.
-
-    Raises ModelUnsupported and ModelUnreadable, naming the key.
-    """
-    architecture = supported_architecture(
-        metadata.get("general.architecture"), f"{source}: general.architecture"
-    )
-    fields = Fields(metadata, source)
-    if metadata.get(f"{architecture}.expert_count"):
-        raise fields.refuse(f"{architecture}.expert_count", "this engine has no mixture of experts")
-    for per_layer in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"):
-        if isinstance(metadata.get(f"{architecture}.{per_layer}"), list):
-            raise fields.refuse(
-                f"{architecture}.{per_layer}", "this engine wants the same width in every layer"
-            )
-    hidden = fields.integer(f"{architecture}.embedding_length")
-    heads = fields.integer(f"{architecture}.attention.head_count")
-    head_dim = fields.integer(f"{architecture}.attention.key_length", hidden // heads)
-    if fields.integer(f"{architecture}.attention.value_length", head_dim) != head_dim:
-        raise fields.refuse(
-            f"{architecture}.attention.value_length", "this engine wants keys and values alike"
-        )
-    if fields.integer(f"{architecture}.rope.dimension_count", head_dim) != head_dim:
-        raise fields.refuse(f"{architecture}.rope.dimension_count", "this engine rotates whole heads alone")
-    if "token_embd.weight" not in shapes:
-        raise ModelUnreadable(f"{source}: tensor token_embd.weight is missing")
-    window = metadata.get(f"{architecture}.attention.sliding_window")
-    return ModelConfig(
-        architecture=architecture,
-        hidden_size=hidden,
-        intermediate_size=fields.integer(f"{architecture}.feed_forward_length"),
-        layer_count=fields.integer(f"{architecture}.block_count"),
-        head_count=heads,
-        kv_head_count=fields.integer(f"{architecture}.attention.head_count_kv", heads),
-        head_dim=head_dim,
-        vocab_size=shapes["token_embd.weight"][0],
-        max_position=fields.integer(f"{architecture}.context_length"),
-        norm_eps=fields.number(f"{architecture}.attention.layer_norm_rms_epsilon"),
-        rope_theta=fields.number(f"{architecture}.rope.freq_base", 10000.0),
-        rope_scaling=_rope_from_gguf(fields, architecture, rope_factors),
-        qkv_bias="blk.0.attn_q.bias" in shapes,
-        output_bias="blk.0.attn_output.bias" in shapes,
-        mlp_bias="blk.0.ffn_up.bias" in shapes,
-        tied="output.weight" not in shapes,
-        sliding_window=window if isinstance(window, int) and window > 0 else None,
-        eos_token_ids=_eos_from_gguf(metadata),
-    )
-
-
-def _eos_from_gguf(metadata: Mapping[str, Any], keys: Collection[str] = ("eos", "eot")) -> tuple[int, ...]:
-    found = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in keys)
-    return tuple(sorted({token for token in found if isinstance(token, int)}))
-
-
-def _rope_from_gguf(fields: Fields, architecture: str, factors: tuple[float, ...] | None) -> RopeScaling:
-    """As llama.cpp's loader reads it: without a type the scaling is linear, without a factor there is
-    none."""
-    kind = fields.values.get(f"{architecture}.rope.scaling.type", "linear")
-    if kind not in ("none", "linear"):
-        raise fields.refuse(
-            f"{architecture}.rope.scaling.type", "this engine has none, linear and rope_freqs.weight"
-        )
-    if factors is not None:
-        return FrequencyFactors(factors)
-    # `rope.scale_linear` is what llama.cpp wrote before it had `rope.scaling.factor`.
-    factor = fields.values.get(f"{architecture}.rope.scaling.factor") or fields.values.get(
-        f"{architecture}.rope.scale_linear"
-    )
-    return LinearScaling(float(factor)) if kind == "linear" and factor else None

@@ -11,7 +11,7 @@ from plimsoll_worker.errors import EffectiveConfigMismatch
 from plimsoll_worker.launch import CAPABILITIES, Device, Launch, LayerRange
 from plimsoll_worker.layers.kv_cache import KVCache
 from plimsoll_worker.loading.weights import DTYPES
-from plimsoll_worker.models.llama import LlamaModel
+from plimsoll_worker.models.decoder import Decoder
 
 
 def check_plan(launch: Launch, config: ModelConfig, product: str) -> None:
@@ -61,7 +61,7 @@ def check_plan(launch: Launch, config: ModelConfig, product: str) -> None:
         _expect("expectedProduct", launch.expected_product, same, f"{product}, the device of this pod")
 
 
-def check_effective(launch: Launch, model: LlamaModel, cache: KVCache) -> None:
+def check_effective(launch: Launch, model: Decoder, cache: KVCache) -> None:
     """What really lies on the device. Raises EffectiveConfigMismatch."""
     kind = "cpu" if launch.device is Device.CPU else "cuda"
     for name, tensor in (*model.named_parameters(), ("the KV pool", cache.keys[0])):

@@ -17,7 +17,7 @@ from plimsoll_worker.launch import DeviceReport, Launch, Precision
 from plimsoll_worker.layers.kv_cache import KVCache
 from plimsoll_worker.loading.weights import DTYPES
 from plimsoll_worker.memory import DeviceMemory
-from plimsoll_worker.models.llama import LlamaModel
+from plimsoll_worker.models.decoder import Decoder
 
 GIB = 1024**3
 
@@ -52,7 +52,7 @@ def kv_blocks(launch: Launch, bytes_per_token: int) -> tuple[int, int]:
     return fewest, planned
 
 
-def warm_up(launch: Launch, model: LlamaModel, memory: DeviceMemory) -> tuple[ModelRunner, Ledger]:
+def warm_up(launch: Launch, model: Decoder, memory: DeviceMemory) -> tuple[ModelRunner, Ledger]:
     """A runner whose pool keeps the device under the line, and the ledger of what it took.
 
     Raises MemoryEstimateExceeded.
@@ -84,7 +84,7 @@ def warm_up(launch: Launch, model: LlamaModel, memory: DeviceMemory) -> tuple[Mo
     )
 
 
-def _cache(launch: Launch, model: LlamaModel, blocks: int) -> KVCache:
+def _cache(launch: Launch, model: Decoder, blocks: int) -> KVCache:
     precision: Precision = launch.kv_cache
     return KVCache(
         model.config,

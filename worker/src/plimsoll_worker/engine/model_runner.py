@@ -13,15 +13,15 @@ import torch
 from plimsoll_worker.engine.in_flight import InFlight, LogprobRow
 from plimsoll_worker.engine.sampler import Sampler, sampling_position
 from plimsoll_worker.engine.scheduler import Scheduled
-from plimsoll_worker.layers.attention import Span, span
+from plimsoll_worker.kernels.batch import AttentionBatch
 from plimsoll_worker.layers.kv_cache import KVCache
-from plimsoll_worker.models.llama import Batch, LlamaModel
+from plimsoll_worker.models.decoder import Decoder
 
 
 class ModelRunner:
     """A model and its KV cache."""
 
-    def __init__(self, model: LlamaModel, cache: KVCache) -> None:
+    def __init__(self, model: Decoder, cache: KVCache) -> None:
         self.model = model
         self.cache = cache
         self.steps_ahead = 0
@@ -55,8 +55,7 @@ class ModelRunner:
             for scheduled in step
         ]
         wanted = [index for index, scheduled in enumerate(step) if scheduled.completes]
-        logits: torch.Tensor = self.model(self._batch(parts, wanted), self.cache)
-        return logits
+        return self._compute(parts, wanted, layers=None)
 
     @torch.inference_mode()
     def rehearse(self, *, tokens: int, context: int, sequences: int, layers: int | None = None) -> None:
@@ -71,36 +70,37 @@ class ModelRunner:
             count = min(tokens, context)
             parts.append(([0] * context, context - count, count, blocks))
             tokens -= count
-        self.model(self._batch(parts, [0] * sequences), self.cache, layers=layers)
+        self._compute(parts, [0] * sequences, layers=layers)
 
-    def _batch(self, parts: Ordered[tuple[list[int], int, int, list[int]]], wanted: list[int]) -> Batch:
-        """`parts`: all tokens, how many are computed, how many to compute, block table."""
+    def _compute(
+        self, parts: Ordered[tuple[list[int], int, int, list[int]]], wanted: list[int], *, layers: int | None
+    ) -> torch.Tensor:
+        """`parts`: all tokens, how many are computed, how many to compute, block table. Returns the logits
+        (rows, vocabulary) in FP32 after the last token of each `wanted` part."""
+        device, size = self.model.device, self.cache.block_size
         token_ids: list[int] = []
         positions: list[int] = []
-        slots: list[torch.Tensor] = []
-        spans: list[Span] = []
-        window = self.model.config.sliding_window
+        slots: list[int] = []
+        starts = [0]
         for tokens, computed, count, table in parts:
-            context = self._slots(table, computed + count)
-            spans.append(span(len(token_ids), count, context, window))
-            slots.append(context[computed:])
+            new = range(computed, computed + count)
             token_ids.extend(tokens[computed : computed + count])
-            positions.extend(range(computed, computed + count))
-        device = self.model.device
-        return Batch(
-            token_ids=torch.tensor(token_ids, device=device),
+            positions.extend(new)
+            slots.extend(table[position // size] * size + position % size for position in new)
+            starts.append(len(token_ids))
+        width = max(len(table) for *_, table in parts)
+        tables = [table + [0] * (width - len(table)) for *_, table in parts]
+        contexts = [computed + count for _, computed, count, _ in parts]
+        batch = AttentionBatch(
+            block_tables=torch.tensor(tables, dtype=torch.int32, device=device),
+            context_lens=torch.tensor(contexts, dtype=torch.int32, device=device),
+            query_start=torch.tensor(starts, dtype=torch.int32, device=device),
             positions=torch.tensor(positions, device=device),
-            slots=torch.cat(slots),
-            spans=tuple(spans),
-            logits_rows=torch.tensor(
-                [spans[index].first + spans[index].length - 1 for index in wanted],
-                dtype=torch.long,
-                device=device,
-            ),
+            slots=torch.tensor(slots, device=device),
+            max_query_len=max(count for _, _, count, _ in parts),
+            max_context_len=max(contexts),
+            block_size=size,
         )
-
-    def _slots(self, table: list[int], tokens: int) -> torch.Tensor:
-        """Where the first `tokens` tokens of a sequence lie in the cache."""
-        size = self.cache.block_size
-        blocks = torch.tensor(table[: -(-tokens // size)], device=self.model.device)
-        return (blocks[:, None] * size + torch.arange(size, device=self.model.device)).flatten()[:tokens]
+        hidden = self.model(torch.tensor(token_ids, device=device), batch, self.cache, layers=layers)
+        last_rows = torch.tensor([starts[index + 1] - 1 for index in wanted], dtype=torch.long, device=device)
+        return self.model.logits(hidden.index_select(0, last_rows)).float()

@@ -1,68 +1,62 @@
-"""Causal attention of a batch of sequences over the paged KV cache, in plain PyTorch.
-
-One sequence after another, keys and values gathered by slot: the path for the CPU and the reference for
-kernels. A padded batch would spend memory and time on the longest context for every sequence.
-"""
+"""Causal grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245) over the paged KV cache."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch.nn import functional
+from torch import nn
 
+from plimsoll_worker.config import ModelConfig
+from plimsoll_worker.kernels import ops
+from plimsoll_worker.kernels.batch import AttentionBatch
 from plimsoll_worker.layers.kv_cache import KVCache
+from plimsoll_worker.layers.linear import Linear
+from plimsoll_worker.layers.rmsnorm import RMSNorm
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """One sequence's part of a step: rows `first` to `first + length` of the batch, the newest of
-    `context` tokens."""
+class Attention(nn.Module):
+    """One layer's attention. Queries, keys and values come from one matrix, in this order."""
 
-    first: int
-    length: int
-    slots: torch.Tensor
-    """Where all its tokens lie in the cache, (context)."""
-    mask: torch.Tensor | None
-    """True where a query may look, (length, context); None: everywhere, or causal when `causal`."""
-    causal: bool
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads = config.head_count
+        self.kv_heads = config.kv_head_count
+        self.head_dim = config.head_dim
+        self.scale = config.attention_scale
+        self.softcap = config.attention_softcap
+        self.window = config.layers[layer].window
+        width = (self.heads + 2 * self.kv_heads) * self.head_dim
+        self.qkv_proj = Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size, bias=config.output_bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps, config.norm_offset)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps, config.norm_offset)
+        self.qk_norm = config.qk_norm
 
-
-def span(first: int, length: int, slots: torch.Tensor, window: int | None) -> Span:
-    """The span with its mask. Queries are the last `length` of the context; each sees itself and what is
-    before it, `window` tokens at most."""
-    context = slots.shape[0]
-    if window is None or context <= window:
-        if length == 1:
-            return Span(first, length, slots, None, causal=False)
-        if length == context:
-            return Span(first, length, slots, None, causal=True)
-    query = torch.arange(context - length, context, device=slots.device)[:, None]
-    key = torch.arange(context, device=slots.device)[None, :]
-    mask = key <= query
-    if window is not None:
-        mask &= key > query - window
-    return Span(first, length, slots, mask, causal=False)
-
-
-def paged_attention(
-    queries: torch.Tensor, cache: KVCache, layer: int, spans: tuple[Span, ...]
-) -> torch.Tensor:
-    """Queries (tokens, heads, head_dim) over the cache → (tokens, heads, head_dim). The step's own keys
-    and values must have been written."""
-    out = torch.empty_like(queries)
-    grouped = queries.shape[1] != cache.keys[layer].shape[1]
-    for part in spans:
-        rows = slice(part.first, part.first + part.length)
-        keys = cache.keys[layer].index_select(0, part.slots).to(queries.dtype)
-        values = cache.values[layer].index_select(0, part.slots).to(queries.dtype)
-        attended = functional.scaled_dot_product_attention(
-            queries[rows].transpose(0, 1)[None],
-            keys.transpose(0, 1)[None],
-            values.transpose(0, 1)[None],
-            attn_mask=part.mask,
-            is_causal=part.causal,
-            enable_gqa=grouped,
+    def forward(
+        self,
+        x: torch.Tensor,
+        norm: RMSNorm,
+        cos_sin: torch.Tensor,
+        batch: AttentionBatch,
+        cache: KVCache,
+    ) -> torch.Tensor:
+        """What the norm of x (tokens, hidden) attends to, before the output projection → (tokens, heads *
+        head_dim). The tokens' keys and values are written to the cache."""
+        return ops.rope_attention(
+            self.qkv_proj.after(norm, x),
+            batch,
+            cos_sin,
+            cache.keys[self.layer],
+            cache.values[self.layer],
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            scale=self.scale,
+            q_norm=self.q_norm.weight if self.qk_norm else None,
+            k_norm=self.k_norm.weight if self.qk_norm else None,
+            eps=norm.eps,
+            norm_offset=norm.offset,
+            window=self.window,
+            softcap=self.softcap,
         )
-        out[rows] = attended[0].transpose(0, 1)
-    return out

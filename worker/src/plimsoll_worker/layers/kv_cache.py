@@ -39,8 +39,3 @@ class KVCache:
     @property
     def bytes(self) -> int:
         return sum(pool.nbytes for pool in (*self.keys, *self.values))
-
-    def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Store (tokens, kv_heads, head_dim) at `slots` (tokens)."""
-        self.keys[layer].index_copy_(0, slots, keys.to(self.keys[layer].dtype))
-        self.values[layer].index_copy_(0, slots, values.to(self.values[layer].dtype))

@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from plimsoll_worker.kernels import ops
+from plimsoll_worker.layers.waiting import waiting
+
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension, computed in FP32 and rounded before the weight, as
-    transformers does."""
+    """x / rms(x) * (weight + offset) over the last dimension."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, offset: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
+        self.weight = waiting(width)
         self.eps = eps
+        self.offset = offset
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(…, width) → (…, width)."""
-        wide = x.float()
-        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * scaled.to(x.dtype)
+        """(rows, width) → (rows, width)."""
+        return ops.rms_norm(x, self.weight, self.eps, offset=self.offset)

@@ -14,7 +14,8 @@ from plimsoll_worker.loading.tokenizer import Tokenizer
 
 
 class Checkpoint(Protocol):
-    """A model's files, opened. Tensor names are those of `plimsoll_worker.models.llama`."""
+    """A model's files, opened. Tensor names are those of `models/decoder.py`, or of the parts that
+    `loading/placement.py` puts together."""
 
     @property
     def config(self) -> ModelConfig:
@@ -25,8 +26,13 @@ class Checkpoint(Protocol):
         """Every tensor that belongs to the model."""
         ...
 
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor on the CPU, in memory of its own: FP32, FP16 or BF16.
+    def shape(self, name: str) -> torch.Size:
+        """Of one tensor, outer dimension first."""
+        ...
+
+    def read(self, name: str, target: torch.Tensor) -> None:
+        """Fill `target`, of the tensor's shape, on any device and in any floating type, with one tensor.
+        Called from several threads.
 
         Raises ModelUnreadable and ModelUnsupported, naming file and tensor.
         """

@@ -1,7 +1,8 @@
 """A GGUF file as a checkpoint: llama.cpp's tensor names and layouts turned into the engine's.
 
-llama.cpp rotates neighbouring elements, so its converter interleaves the rows of q and k; the engine rotates
-halves, as transformers does. The permutation is undone here, exactly (rows move, values do not).
+For llama and its kin llama.cpp rotates neighbouring elements, so its converter interleaves the rows of q and
+k; the engine rotates halves, as transformers does. The permutation is undone here, exactly (rows move, values
+do not).
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from pathlib import Path
 
 import torch
 
-from plimsoll_worker.config import ModelConfig, config_from_gguf
+from plimsoll_worker.config import ModelConfig
 from plimsoll_worker.errors import ModelUnsupported
+from plimsoll_worker.loading.config_gguf import config_from_gguf
 from plimsoll_worker.loading.gguf_file import GgufFile
 from plimsoll_worker.loading.gguf_tokenizer import tokenizer_from_gguf
 from plimsoll_worker.loading.tokenizer import Tokenizer
+from plimsoll_worker.models.families import FAMILIES
 
-ROPE_FACTORS = "rope_freqs.weight"
+ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 
 OUTER = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
 IN_LAYER = {
@@ -27,11 +30,25 @@ IN_LAYER = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_output": "self_attn.o_proj",
     "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+}
+SANDWICHED = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+STACKED = {
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
 }
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _PERMUTED = ("attn_q", "attn_k")
@@ -44,10 +61,11 @@ class GgufCheckpoint:
         """Raises ModelUnreadable, ModelUnsupported."""
         self.file = GgufFile(path)
         shapes = {tensor.name: tensor.shape for tensor in self.file.tensors.values()}
-        factors = None
-        if ROPE_FACTORS in shapes:
-            factors = tuple(float(factor) for factor in self.file.read(ROPE_FACTORS).float())
+        factors = {
+            name: tuple(self.file.read(name).float().tolist()) for name in ROPE_FACTORS if name in shapes
+        }
         self._config = config_from_gguf(self.file.metadata, shapes, rope_factors=factors, source=str(path))
+        self._family = FAMILIES[self._config.architecture]
 
     @property
     def config(self) -> ModelConfig:
@@ -56,34 +74,47 @@ class GgufCheckpoint:
     @cached_property
     def _stored(self) -> dict[str, str]:
         """The engine's name of every tensor → the file's. A tensor without a meaning here is refused."""
-        return {
-            _engine_name(name, self.file.path): name for name in self.file.tensors if name != ROPE_FACTORS
-        }
+        return {self._engine_name(name): name for name in self.file.tensors if name not in ROPE_FACTORS}
 
     def names(self) -> Sequence[str]:
         return tuple(self._stored)
 
-    def read(self, name: str) -> torch.Tensor:
+    def shape(self, name: str) -> torch.Size:
+        return torch.Size(self.file.tensors[self._stored[name]].shape)
+
+    def read(self, name: str, target: torch.Tensor) -> None:
         stored = self._stored[name]
         tensor = self.file.read(stored)
         layer = _LAYER.fullmatch(stored)
-        if layer and layer[2] in _PERMUTED:
+        if layer and layer[2] in _PERMUTED and self._family.interleaved_pairs:
             heads = self._config.head_count if layer[2] == "attn_q" else self._config.kv_head_count
-            return halves_from_pairs(tensor, heads)
-        return tensor
+            tensor = halves_from_pairs(tensor, heads)
+        if stored.endswith("norm.weight"):
+            # llama.cpp's converter adds Gemma's 1 to the weights themselves.
+            tensor = tensor - self._config.norm_offset
+        target.copy_(tensor)
 
     def tokenizer(self) -> Tokenizer:
         return tokenizer_from_gguf(self.file.metadata, self.file.path)
 
-
-def _engine_name(stored: str, path: Path) -> str:
-    outer, _, kind = stored.rpartition(".")
-    if outer in OUTER and kind == "weight":
-        return f"{OUTER[outer]}.{kind}"
-    layer = _LAYER.fullmatch(stored)
-    if layer and layer[2] in IN_LAYER:
-        return f"layers.{layer[1]}.{IN_LAYER[layer[2]]}.{layer[3]}"
-    raise ModelUnsupported(f"{path}: tensor {stored} has no place in a llama decoder as this engine runs it")
+    def _engine_name(self, stored: str) -> str:
+        outer, _, kind = stored.rpartition(".")
+        if outer in OUTER and kind == "weight":
+            return f"{OUTER[outer]}.{kind}"
+        layer = _LAYER.fullmatch(stored)
+        if layer:
+            number, part, kind = layer.groups()
+            if part in STACKED:
+                return f"layers.{number}.{STACKED[part]}"
+            if part == "ffn_up" and self._family.stacked_projections:
+                return f"layers.{number}.mlp.gate_up_proj.{kind}"
+            names = {**IN_LAYER, **SANDWICHED} if self._config.sandwich_norms else IN_LAYER
+            if part in names:
+                return f"layers.{number}.{names[part]}.{kind}"
+        raise ModelUnsupported(
+            f"{self.file.path}: tensor {stored} has no place in a {self._config.architecture} decoder as "
+            "this engine runs it"
+        )
 
 
 def halves_from_pairs(tensor: torch.Tensor, heads: int) -> torch.Tensor:

@@ -1,12 +1,15 @@
 """A folder with config.json and safetensors files (one, or several with an index) as a checkpoint.
 
-Tensors are read with pread rather than through a mapping: a mapping counts the file's pages into the process
-beside the copy it keeps, and turns a file that shrinks or a volume that goes away into SIGBUS instead of an
-error.
+The safetensors library checks each file; where the tensors lie is read from the header here, as the library
+gives no positions and would make a copy in host memory of each tensor (format:
+https://github.com/huggingface/safetensors#format).
 """
 
 from __future__ import annotations
 
+import json
+import re
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,16 +17,21 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from plimsoll_worker.config import ModelConfig, config_from_json
+from plimsoll_worker.config import ModelConfig
 from plimsoll_worker.errors import ModelNotFound, ModelUnreadable, ModelUnsupported
+from plimsoll_worker.loading.config_json import config_from_json
 from plimsoll_worker.loading.json_file import read_json
 from plimsoll_worker.loading.tokenizer import Tokenizer, tokenizer_from_folder
+from plimsoll_worker.loading.transfer import Extent, copy_extent
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _BUFFERS = (".rotary_emb.inv_freq",)
 """Saved by old versions of transformers though it follows from config.json."""
+_MIXTRAL = re.compile(r"(layers\.\d+)\.block_sparse_moe\.(.+)")
+_MIXTRAL_PARTS = {".w1.": ".gate_proj.", ".w3.": ".up_proj.", ".w2.": ".down_proj."}
+"""Mixtral's own names; transformers translates them likewise (conversion_mapping.py)."""
 
 
 class SafetensorsCheckpoint:
@@ -38,11 +46,10 @@ class SafetensorsCheckpoint:
             source=str(folder / "config.json"),
             generation=read_json(generation) if generation.exists() else None,
         )
-        self._files = {path.name: _open(path) for path in _weight_files(folder)}
         self._where = {
-            engine: (file, stored)
-            for file, handle in self._files.items()
-            for stored in handle.keys()  # noqa: SIM118 - not a dict
+            engine: (stored, extent)
+            for path in _weight_files(folder)
+            for stored, extent in _extents(path).items()
             if (engine := self._engine_name(stored)) is not None
         }
 
@@ -53,17 +60,11 @@ class SafetensorsCheckpoint:
     def names(self) -> Sequence[str]:
         return tuple(self._where)
 
-    def read(self, name: str) -> torch.Tensor:
-        file, stored = self._where[name]
-        try:
-            tensor: torch.Tensor = self._files[file].get_tensor(stored)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise ModelUnreadable(f"{self.folder / file}: tensor {stored}: {error}") from error
-        if tensor.dtype not in FLOATS:
-            raise ModelUnsupported(
-                f"{self.folder / file}: tensor {stored} is {tensor.dtype}: this engine reads F32, F16, BF16"
-            )
-        return tensor
+    def shape(self, name: str) -> torch.Size:
+        return self._where[name][1].shape
+
+    def read(self, name: str, target: torch.Tensor) -> None:
+        copy_extent(self._where[name][1], target)
 
     def tokenizer(self) -> Tokenizer:
         return tokenizer_from_folder(self.folder)
@@ -71,7 +72,14 @@ class SafetensorsCheckpoint:
     def _engine_name(self, stored: str) -> str | None:
         if stored.endswith(_BUFFERS) or (stored == "lm_head.weight" and self._config.tied):
             return None
-        return stored.removeprefix("model.")
+        name = stored.removeprefix("model.")
+        expert = _MIXTRAL.fullmatch(name)
+        if expert:
+            layer, rest = expert.groups()
+            for theirs, ours in _MIXTRAL_PARTS.items():
+                rest = rest.replace(theirs, ours)
+            return f"{layer}.mlp.{rest}"
+        return name
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -97,8 +105,24 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _open(path: Path) -> Any:
+def _extents(path: Path) -> dict[str, Extent]:
+    """Where each tensor lies. Raises ModelUnreadable, ModelUnsupported."""
     try:
-        return safe_open(path, framework="pt", backend="pread")
+        with safe_open(path, framework="pt", backend="pread"):  # checks header, offsets and length
+            pass
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header: dict[str, Any] = json.loads(file.read(length))
     except (SafetensorError, OSError) as error:
         raise ModelUnreadable(f"{path}: truncated or not safetensors: {error}") from error
+    header.pop("__metadata__", None)
+    found = {}
+    for name, entry in header.items():
+        dtype = FLOATS.get(entry["dtype"])
+        if dtype is None:
+            raise ModelUnsupported(
+                f"{path}: tensor {name} is {entry['dtype']}: this engine reads {', '.join(FLOATS)}"
+            )
+        offset = 8 + length + entry["data_offsets"][0]
+        found[name] = Extent(path, offset, dtype, torch.Size(entry["shape"]))
+    return found

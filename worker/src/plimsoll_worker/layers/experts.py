@@ -1,0 +1,88 @@
+"""A mixture of experts: a router chooses a few of many gated MLPs for each token.
+
+Every token's rows are sorted by expert, so that one grouped matrix product serves all of them with shapes
+that depend on the number of tokens alone: nothing is read back from the device, and a step can be captured.
+A loop over the experts that were hit was the alternative; it waits for the device once a layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from plimsoll_worker.config import Activation, ExpertsConfig, ModelConfig
+from plimsoll_worker.kernels import ops
+from plimsoll_worker.layers.linear import Linear
+from plimsoll_worker.layers.rmsnorm import RMSNorm
+from plimsoll_worker.layers.waiting import waiting
+
+
+class ExpertWeights(nn.Module):
+    """The matrices of all experts of a layer."""
+
+    def __init__(self, config: ModelConfig, experts: ExpertsConfig) -> None:
+        super().__init__()
+        self.gate_up_proj = waiting(experts.count, 2 * experts.width, config.hidden_size)
+        self.down_proj = waiting(experts.count, config.hidden_size, experts.width)
+
+
+class SparseMLP(nn.Module):
+    """Router and experts in place of one MLP (modeling_mixtral, modeling_qwen3_moe)."""
+
+    def __init__(self, config: ModelConfig, experts: ExpertsConfig) -> None:
+        super().__init__()
+        self.per_token = experts.per_token
+        self.normalized = experts.normalized
+        self.activation = config.activation
+        self.gate = Linear(config.hidden_size, experts.count, bias=False)
+        self.experts = ExpertWeights(config, experts)
+
+    def forward(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
+        """Of the norm of x: (tokens, hidden) → (tokens, hidden)."""
+        x = norm(x)
+        probabilities = self.gate(x).softmax(dim=-1, dtype=torch.float32)
+        shares, chosen = probabilities.topk(self.per_token, dim=-1)
+        if self.normalized:
+            shares = shares / shares.sum(dim=-1, keepdim=True)
+        return experts_mlp(
+            x, chosen, shares, self.experts.gate_up_proj, self.experts.down_proj, self.activation
+        )
+
+    def add_to(self, residual: torch.Tensor, norm: RMSNorm, scale: float) -> torch.Tensor:
+        """residual + scale * forward(residual), (tokens, hidden)."""
+        return residual + scale * self(residual, norm)
+
+
+def experts_mlp(
+    x: torch.Tensor,
+    chosen: torch.Tensor,
+    shares: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    activation: Activation,
+) -> torch.Tensor:
+    """Sum over each token's experts of share times MLP.
+
+    x (tokens, hidden); chosen, shares (tokens, per_token); gate_up (experts, 2 * width, hidden); down
+    (experts, hidden, width) → (tokens, hidden), summed in FP32.
+    """
+    tokens, per_token = chosen.shape
+    order = chosen.flatten().argsort(stable=True)
+    expert_of_row = chosen.flatten()[order]
+    last_rows = torch.searchsorted(
+        expert_of_row, torch.arange(gate_up.shape[0], device=x.device), right=True
+    ).to(torch.int32)
+    rows = x[order // per_token]
+    inner = ops.gated_activation(_grouped(rows, gate_up, last_rows), activation)
+    outputs = _grouped(inner, down, last_rows) * shares.flatten()[order][:, None]
+    # Back in the tokens' order, then summed: adding in place would sum in whatever order threads arrive.
+    back = torch.empty_like(outputs)
+    back[order] = outputs
+    return back.view(tokens, per_token, -1).sum(dim=1).to(x.dtype)
+
+
+def _grouped(rows: torch.Tensor, weights: torch.Tensor, last_rows: torch.Tensor) -> torch.Tensor:
+    """Rows of the e-th group (up to `last_rows[e]`) times the e-th of `weights` (experts, outputs, inputs),
+    transposed."""
+    return functional.grouped_mm(rows, weights.transpose(1, 2), offs=last_rows)

@@ -1,0 +1,115 @@
+"""The decoder: one class for all families, which differ by flags of `ModelConfig` (`models/families.py`).
+
+A class per family was the alternative; ten files would repeat the same five calls a layer, and each fused
+kernel would have to be brought to all of them. Parameter names are those of transformers' checkpoints without
+the prefix `model.`, but that q, k, v and gate, up are one matrix each (`loading/placement.py`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from plimsoll_worker.config import ModelConfig
+from plimsoll_worker.kernels import ops
+from plimsoll_worker.kernels.batch import AttentionBatch
+from plimsoll_worker.layers.attention import Attention
+from plimsoll_worker.layers.experts import SparseMLP
+from plimsoll_worker.layers.kv_cache import KVCache
+from plimsoll_worker.layers.linear import Embedding, Linear
+from plimsoll_worker.layers.mlp import MLP
+from plimsoll_worker.layers.rmsnorm import RMSNorm
+from plimsoll_worker.layers.rotary import Rotary
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each behind a norm and added to the residual; with a norm before the sum too in
+    Gemma."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.rope = config.ropes.index(config.layers[layer].rope)
+        self.sandwich = config.sandwich_norms
+        self.residual_scale = config.residual_scale
+        self.input_layernorm = _norm(config)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = _norm(config)
+        if config.sandwich_norms:
+            self.pre_feedforward_layernorm = _norm(config)
+            self.post_feedforward_layernorm = _norm(config)
+        sparse = config.layers[layer].sparse and config.experts
+        self.mlp = SparseMLP(config, sparse) if sparse else MLP(config)
+
+    def forward(
+        self, x: torch.Tensor, cos_sin: torch.Tensor, batch: AttentionBatch, cache: KVCache
+    ) -> torch.Tensor:
+        """(tokens, hidden) → (tokens, hidden). x is used up."""
+        attended = self.self_attn(x, self.input_layernorm, cos_sin, batch, cache)
+        out: torch.Tensor
+        if self.sandwich:
+            x = x + self.post_attention_layernorm(self.self_attn.o_proj(attended))
+            out = x + self.post_feedforward_layernorm(self.mlp(x, self.pre_feedforward_layernorm))
+        else:
+            x = self.self_attn.o_proj.add_to(x, attended, self.residual_scale)
+            out = self.mlp.add_to(x, self.post_attention_layernorm, self.residual_scale)
+        return out
+
+
+class Decoder(nn.Module):
+    """Token ids to hidden states to logits."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.layer_count))
+        self.norm = _norm(config)
+        # A tied head is the embedding itself, kept once.
+        self.lm_head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._rotaries: list[Rotary] = []
+        self._embedding_scale = 1.0
+
+    def make_ready(self, context: int) -> None:
+        """Compute what follows from the configuration; call once, when the weights are in place. `context`:
+        the longest sequence that will be served, tokens."""
+        self._rotaries = [Rotary(rope, context, self.device) for rope in self.config.ropes]
+        self._embedding_scale = torch.tensor(self.config.embedding_scale, dtype=self.dtype).item()
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self.parameters())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed_tokens.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
+    def forward(
+        self, token_ids: torch.Tensor, batch: AttentionBatch, cache: KVCache, *, layers: int | None = None
+    ) -> torch.Tensor:
+        """Token ids (tokens) → hidden states (tokens, hidden), for `logits`. Reads nothing back from the
+        device. `layers`: only so many, to measure what one takes."""
+        x: torch.Tensor = self.embed_tokens(token_ids)
+        if self._embedding_scale != 1.0:
+            x = x * self._embedding_scale
+        cos_sin = [rotary.cos_sin(batch.positions) for rotary in self._rotaries]
+        for layer in self.layers[:layers]:
+            x = layer(x, cos_sin[layer.rope], batch, cache)
+        return x
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (rows, hidden) → logits (rows, vocabulary); in FP32 where they are soft-capped, else
+        in the model's type."""
+        head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        found = ops.norm_linear(hidden, self.norm.weight, self.norm.eps, head, offset=self.norm.offset)
+        if self.config.logits_scale != 1.0:
+            found = found * self.config.logits_scale
+        cap = self.config.logits_softcap
+        return found if cap is None else cap * torch.tanh(found.float() / cap)
+
+
+def _norm(config: ModelConfig) -> RMSNorm:
+    return RMSNorm(config.hidden_size, config.norm_eps, config.norm_offset)
