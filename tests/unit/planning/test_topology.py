@@ -99,7 +99,10 @@ def test_room_for_one_stage_of_two_is_told() -> None:
     (decision,) = decide([in_rack("a", ""), in_rack("b", "")], big(placement={}), taken=("b",))
     assert decision.rejection is not None
     two = next(r for r in decision.rejection.rejected if "PP2" in r.option)
-    assert (two.reason, two.message) == ("InsufficientGPUs", "has room for 1 of 2 stages of 1 GPU")
+    assert (two.reason, two.message) == (
+        "InsufficientGPUs",
+        f"{two.option} has room for 1 of 2 stages of 1 GPU",
+    )
 
 
 def test_two_deployments_share_the_domains() -> None:

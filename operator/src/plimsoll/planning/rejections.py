@@ -171,7 +171,7 @@ def _no_room_together(option: Option, room: Room) -> RejectedOption:
         )
     there = {value: most_stages(option, room, admitted) for value, admitted in found.items()}
     value = max(there, key=lambda value: there[value])
-    where = f"no {key} has room for all stages: {value} has it" if key else "has room"
+    where = f"no {key} has room for all stages: {value} has it" if key else f"{option.name} has room"
     stages = (
         f"{words.count(config.pipeline_parallel, 'stage')} of {words.count(config.tensor_parallel, 'GPU')}"
     )
