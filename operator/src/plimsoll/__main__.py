@@ -10,6 +10,7 @@ import kopf
 
 from plimsoll import health, logs
 from plimsoll.actuate.apply import Executor
+from plimsoll.actuate.recorder import Recorder
 from plimsoll.cluster.feeds import feeds
 from plimsoll.cluster.kube import Kube
 from plimsoll.cluster.observation import Terms
@@ -34,12 +35,12 @@ def main() -> None:
     ledger = Ledger()
     heartbeat = health.Heartbeat()
     reports = Reports(trigger.fire)
-    instance = os.environ.get("HOSTNAME", "plimsoll")
+    recorder = Recorder(kube, os.environ.get("HOSTNAME", "plimsoll"))
     reconciler = Reconciler(
         kube,
         state,
         ledger,
-        Executor(kube, state, ledger, instance=instance),
+        Executor(kube, state, ledger, recorder),
         reports,
         trigger,
         heartbeat,
@@ -53,6 +54,7 @@ def main() -> None:
     def start() -> None:
         for reflector in reflectors:
             reflector.start()
+        recorder.start()
         actor.start()
         log.info("started: workers run %s, inspect pods %s", settings.worker_image, settings.operator_image)
 
@@ -62,6 +64,7 @@ def main() -> None:
         for reflector in reflectors:
             reflector.stop()
         reports.close()
+        recorder.stop()
         pages.shutdown()
 
     kopf.run(

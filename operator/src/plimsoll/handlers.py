@@ -54,6 +54,20 @@ def registry(
     return handlers
 
 
+class NothingKept(kopf.DiffBaseStorage):
+    """kopf copies the object of every event, twice and deeply, to compare it with the last one handled. Only
+    handlers of differences read that, and there is none."""
+
+    def build(self, **_: Any) -> Any:
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+
 def configured(settings: kopf.OperatorSettings) -> None:
     """kopf as a thin shell: no posting, no peering, watches that cannot fall silent."""
     settings.scanning.disabled = True
@@ -63,3 +77,4 @@ def configured(settings: kopf.OperatorSettings) -> None:
     settings.watching.client_timeout = 310
     settings.networking.request_timeout = 60
     settings.execution.max_workers = 4
+    settings.persistence.diffbase_storage = NothingKept()

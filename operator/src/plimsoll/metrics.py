@@ -12,6 +12,9 @@ PLAN_SECONDS = Histogram(
 PLANS = Counter("plimsoll_plans_total", "Answers of the planner, one per resource and plan", ["result"])
 ROUNDS = Counter("plimsoll_rounds_total", "Rounds of the planner actor", ["result"])
 API_WRITES = Counter("plimsoll_api_writes_total", "Write requests to the API server", ["kind", "verb"])
+EVENTS_DROPPED = Counter(
+    "plimsoll_events_dropped_total", "Events that were not posted because too many waited"
+)
 PROMISED_GPUS = Gauge("plimsoll_promised_gpus", "GPUs given to pods that the informer does not show yet")
 PREDICTION_ERROR = Gauge(
     "plimsoll_prediction_error_permille",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 
-from plimsoll.actuate import events
+from plimsoll.actuate.recorder import Recorder
 from plimsoll.api.v1alpha1 import API_VERSION, KIND
 from plimsoll.cluster import kube as api
 from plimsoll.cluster.observed import (
@@ -72,12 +72,12 @@ class Executor:
         kube: api.Kube,
         state: ClusterState,
         ledger: Ledger,
+        recorder: Recorder,
         *,
-        instance: str,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._kube, self._state, self._ledger = kube, state, ledger
-        self._instance, self._monotonic = instance, monotonic
+        self._kube, self._state, self._ledger, self._recorder = kube, state, ledger, recorder
+        self._monotonic = monotonic
 
     def carry_out(
         self, observed: Observed, actions: Iterable[Action], memory: Memory, view: ClusterView
@@ -102,8 +102,7 @@ class Executor:
                     return Result(
                         Ending.REFUSED, _refused(memory, action, error.message, observed), error.message
                     )
-                if not isinstance(action, EmitEvent):
-                    return Result(Ending.FAILED, memory, error.message)
+                return Result(Ending.FAILED, memory, error.message)
             except api.Unavailable as error:
                 log.warning("%s failed: %s", _name(action), error.message, extra=extra)
                 return Result(Ending.FAILED, memory, error.message)
@@ -123,12 +122,12 @@ class Executor:
             case DeletePod(name, uid):
                 self._delete(api.PODS, namespace, name, uid)
             case ApplyService(body):
-                self._kube.apply(api.SERVICES, namespace, body["metadata"]["name"], body)
+                answer = self._kube.apply(api.SERVICES, namespace, body["metadata"]["name"], body)
+                self._state.services.learn(answer)
             case DeleteRevision(name):
                 self._delete(api.REVISIONS, namespace, name, "")
-            case EmitEvent(reason, message, warning):
-                body = events.event(resource.owner, reason, message, now, self._instance, warning=warning)
-                self._kube.create(api.EVENTS, namespace, body)
+            case EmitEvent():
+                self._recorder.tell(resource.owner, action, now)
 
     def _write_revision(self, body: Object, namespace: str, resource: Resource) -> None:
         name = body["metadata"]["name"]
@@ -138,9 +137,7 @@ class Executor:
             written = self._kube.get(api.REVISIONS, namespace, name)
             if not _owned(written, resource):
                 raise api.Refused(f"ControllerRevision {name} exists and belongs to something else") from None
-        # The watch may lag behind the deletion of the inspect pod: without this the model would be read
-        # again.
-        self._state.revisions.apply("ADDED", written)
+        self._state.revisions.learn(written)
 
     def _write_status(self, resource: Resource, status: Object) -> None:
         body = {
@@ -181,8 +178,8 @@ class Executor:
     def _promise(self, action: CreatePod, view: ClusterView) -> None:
         pod = pod_view(dict(action.body))
         assert pod is not None, "a pod that is about to be created is not finished"
-        node = next((node for node in view.nodes if node.name == held_on(pod)), None)
-        shown = (entry.view for entry in view.pods.values() if entry.view)
+        name = held_on(pod)
+        node, shown = view.node_by_name.get(name), view.pods_by_node.get(name, ())
         self._ledger.promise(pod, node, shown, self._monotonic())
 
     def _delete(self, kind: api.Kind, namespace: str, name: str, uid: str) -> None:

@@ -7,6 +7,7 @@ pod: a revision is found again by spec and facts, whatever image it was made wit
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,25 @@ def model_key(source: ModelSource) -> str:
     return digest(source.model_dump(mode="json", exclude={"served_name"}, exclude_defaults=True), 10)
 
 
+_FINGERPRINTS: OrderedDict[tuple[int, int], tuple[LLMDeploymentSpec, ModelFacts, str]] = OrderedDict()
+"""The latest ones by identity: every round asks for that of every resource, and most have not changed. What
+is remembered is kept alive, so an identity cannot pass to another object."""
+_REMEMBERED = 4096
+
+
 def fingerprint(spec: LLMDeploymentSpec, facts: ModelFacts) -> str:
+    """Hash over what changes pods."""
+    key = (id(spec), id(facts))
+    if known := _FINGERPRINTS.get(key):
+        return known[2]
+    computed = _fingerprint(spec, facts)
+    _FINGERPRINTS[key] = (spec, facts, computed)
+    while len(_FINGERPRINTS) > _REMEMBERED:
+        _FINGERPRINTS.popitem(last=False)
+    return computed
+
+
+def _fingerprint(spec: LLMDeploymentSpec, facts: ModelFacts) -> str:
     """Defaults are left out, so that a field added with a later version changes no running pod."""
     pods = spec.model_dump(mode="json", exclude=NOT_IN_PODS, exclude_defaults=True)
     # The Service's own port is not in any pod.

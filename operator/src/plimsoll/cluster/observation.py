@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 
-from plimsoll.actuate.ownership import INSPECT, WORKER
+from plimsoll.actuate.ownership import DEPLOYMENT, INSPECT, WORKER
 from plimsoll.actuate.pods import PodDefaults
-from plimsoll.actuate.revisions import Revision, model_key
+from plimsoll.actuate.revisions import Revision
 from plimsoll.cluster.observed import Memory, Object, Observed, ReportAnswer, Timing
 from plimsoll.cluster.own_pods import OwnPod
 from plimsoll.cluster.resource import Resource
@@ -49,6 +50,12 @@ class Terms:
         )
 
 
+@lru_cache(maxsize=2)
+def _shared(names: frozenset[str]) -> frozenset[str]:
+    """The first of equal sets, so that comparing two rounds of a thousand resources looks at it once."""
+    return names
+
+
 class Observer:
     """Indexes a snapshot once and answers for each of its resources."""
 
@@ -60,13 +67,10 @@ class Observer:
         terms: Terms,
         now: datetime,
     ) -> None:
-        self._view, self._promised, self._reports, self._terms, self._now = (
-            view,
-            promised,
-            reports,
-            terms,
-            now,
-        )
+        self._view, self._reports, self._terms, self._now = view, reports, terms, now
+        self._promised_names: dict[str, set[str]] = defaultdict(set)
+        for pod in promised.values():
+            self._promised_names[pod.owner_uid].add(pod.name)
         self._pods: dict[str, list[OwnPod]] = defaultdict(list)
         for entry in view.pods.values():
             if entry.own:
@@ -76,10 +80,11 @@ class Observer:
         for (namespace, _), revision in sorted(view.revisions.items()):
             self._revisions[revision.owner.uid].append(revision)
             self._facts[namespace, revision.model_key] = revision.facts
-        self._services: dict[str, dict[str, Object]] = defaultdict(dict)
+        self._services: dict[Key, dict[str, Object]] = defaultdict(dict)
         for (namespace, name), service in view.services.items():
-            self._services[namespace][name] = service
-        self._ready_nodes = frozenset(node.name for node in view.nodes if node.ready)
+            deployment = service["metadata"].get("labels", {}).get(DEPLOYMENT, "")
+            self._services[namespace, deployment][name] = service
+        self._ready_nodes = _shared(frozenset(node.name for node in view.nodes if node.ready))
         self.pods = (
             *(entry.view for entry in view.pods.values() if entry.view),
             *(pod for key, pod in promised.items() if key not in view.pods),
@@ -88,7 +93,6 @@ class Observer:
 
     def observe(self, resource: Resource, memory: Memory) -> Observed:
         namespace = resource.owner.namespace
-        key = model_key(resource.spec.model) if resource.spec else ""
         pods = sorted(self._pods.get(resource.uid, ()), key=lambda pod: pod.name)
         return Observed(
             resource=resource,
@@ -97,15 +101,15 @@ class Observer:
             timing=self._terms.timing,
             worker_image=self._terms.worker_image,
             operator_namespace=self._terms.operator_namespace,
-            model_key=key,
-            known_facts=self._facts.get((namespace, key)),
+            model_key=resource.model_key,
+            known_facts=self._facts.get((namespace, resource.model_key)),
             revisions=tuple(self._revisions.get(resource.uid, ())),
             volume=self._volume(resource),
             inspect_pods=tuple(pod for pod in pods if pod.component == INSPECT),
             worker_pods=tuple(pod for pod in pods if pod.component == WORKER),
-            services=self._services.get(namespace, {}),
-            reports=self._reports,
-            promised=frozenset(name for where, name in self._promised if where == namespace),
+            services=self._services.get(resource.key, {}),
+            reports={pod.uid: self._reports[pod.uid] for pod in pods if pod.uid in self._reports},
+            promised=frozenset(self._promised_names.get(resource.uid, ())),
             ready_nodes=self._ready_nodes,
             memory=memory,
         )

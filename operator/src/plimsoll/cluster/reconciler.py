@@ -15,12 +15,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from plimsoll import metrics
-from plimsoll.actuate.apply import Ending, Executor, Result
+from plimsoll.actuate.apply import Executor
 from plimsoll.cluster.decisions import Room, decide
 from plimsoll.cluster.informer import Backoff
 from plimsoll.cluster.kube import DEPLOYMENTS, Kube, KubeError
@@ -32,6 +31,7 @@ from plimsoll.cluster.reservations import Ledger
 from plimsoll.cluster.state import ClusterState, ClusterView
 from plimsoll.cluster.trigger import Trigger
 from plimsoll.cluster.verification import unread
+from plimsoll.cluster.writing import Writing
 from plimsoll.health import Heartbeat
 from plimsoll.planning.snapshot import Decision
 
@@ -41,15 +41,6 @@ UNSYNCED_SECONDS = 0.2
 """How often an actor that may not plan yet looks whether it may."""
 LONGEST_SLEEP_SECONDS = 5.0
 """The heart beats at least this often."""
-WRITERS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """A resource whose writes failed is left alone for a while; it is planned all the same."""
-
-    failures: int
-    until: float
 
 
 class Reconciler:
@@ -69,15 +60,15 @@ class Reconciler:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._kube, self._state, self._ledger, self._executor = kube, state, ledger, executor
+        self._kube, self._state, self._ledger = kube, state, ledger
         self._reports, self._trigger, self._heartbeat, self._terms = reports, trigger, heartbeat, terms
         self._synced, self._replan_seconds = synced, replan_seconds
         self._clock, self._monotonic = clock, monotonic
         self._memories: dict[str, Memory] = {}
-        self._pauses: dict[str, Pause] = {}
+        self._settled: dict[str, tuple[Observed, Outcome]] = {}
         self._relist_at = 0.0
         self._backoff = Backoff()
-        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
+        self._writing = Writing(executor, trigger.fire, monotonic=monotonic)
 
     def run(self) -> None:
         """Until the trigger is stopped. Nothing but a stop ends the loop: a round that fails is told, and the
@@ -98,7 +89,7 @@ class Reconciler:
             except Exception:
                 log.exception("round failed")
                 wake_at = self._failed()
-        self._writers.shutdown(wait=True, cancel_futures=True)
+        self._writing.close()
 
     def _failed(self) -> float:
         metrics.ROUNDS.labels("failed").inc()
@@ -112,14 +103,16 @@ class Reconciler:
             objects, _ = self._kube.list(DEPLOYMENTS)
             self._state.resources.replace(objects)
             self._relist_at = started + self._replan_seconds
+            self._settled = {}
         view = self._state.snapshot()
         self._ledger.settle(view.pods, started)
         observed = self._observe(view)
-        outcomes = [(one, _step(one)) for one in observed]
-        results = self._carry_out(outcomes, view)
-        self._remember(results)
+        steps = [(one, self._step(one)) for one in observed]
+        self._settled = {one.resource.uid: (one, outcome) for one, outcome in steps if not outcome.actions}
+        results = self._writing.carry_out(steps, view, started)
+        self._memories = {uid: result.memory for uid, result in results.items()}
         self._reports.ask(unread(pod for one in observed for pod in one.worker_pods))
-        return self._next_in([outcome for _, outcome in outcomes], started)
+        return self._next_in([outcome for _, outcome in steps], started)
 
     def _observe(self, view: ClusterView) -> list[Observed]:
         """Everything about every resource, the plan of this round included."""
@@ -134,48 +127,22 @@ class Reconciler:
         _count(decisions)
         return [replace(one, decision=decisions.get(one.resource.uid)) for one in observed]
 
-    def _carry_out(
-        self, outcomes: Sequence[tuple[Observed, Outcome]], view: ClusterView
-    ) -> list[tuple[Observed, Result]]:
-        """Resources in parallel, the actions of one in order."""
-        now = self._monotonic()
-
-        def work(one: Observed, outcome: Outcome) -> Result:
-            pause = self._pauses.get(one.resource.uid)
-            if not outcome.actions or (pause and now < pause.until):
-                return Result(Ending.DONE, outcome.memory)
-            try:
-                return self._executor.carry_out(one, outcome.actions, outcome.memory, view)
-            except Exception as error:
-                # An over-booked node, say: the fault of one resource stops that one, loudly, and no other.
-                log.exception("actions failed", extra=_names(one))
-                return Result(Ending.FAILED, outcome.memory, str(error))
-
-        pending = [(one, self._writers.submit(work, one, outcome)) for one, outcome in outcomes]
-        return [(one, future.result()) for one, future in pending]
-
-    def _remember(self, results: Sequence[tuple[Observed, Result]]) -> None:
-        now = self._monotonic()
-        self._memories = {one.resource.uid: result.memory for one, result in results}
-        pauses: dict[str, Pause] = {}
-        for one, result in results:
-            uid = one.resource.uid
-            pause = self._pauses.get(uid)
-            if pause and now < pause.until:
-                pauses[uid] = pause
-            elif result.ending is Ending.FAILED:
-                failures = 1 + (pause.failures if pause else 0)
-                pauses[uid] = Pause(failures, now + min(0.5 * 2 ** min(failures, 10), 60.0))
-            elif result.ending in (Ending.OUTDATED, Ending.REFUSED):
-                self._trigger.fire()
-        self._pauses = pauses
+    def _step(self, one: Observed) -> Outcome:
+        """What to do about one resource. That nothing was to be done stays so while nothing about it changes
+        and no deadline of its own passes; with every list, everything is looked at afresh."""
+        if settled := self._settled.get(one.resource.uid):
+            before, outcome = settled
+            waits = outcome.wake_at is None or one.now < outcome.wake_at
+            if waits and replace(before, now=one.now) == one:
+                return outcome
+        return _step(one)
 
     def _next_in(self, outcomes: Sequence[Outcome], started: float) -> float:
         """Seconds to the nearest deadline."""
         clock, now = self._clock(), self._monotonic()
         waits = [self._relist_at - now]
         waits += [(outcome.wake_at - clock).total_seconds() for outcome in outcomes if outcome.wake_at]
-        waits += [pause.until - now for pause in self._pauses.values()]
+        waits += [due - now for due in self._writing.due()]
         if (due := self._reports.next_due()) is not None:
             waits.append(due - now)
         # A deadline that has passed and changes nothing must not become a busy loop.

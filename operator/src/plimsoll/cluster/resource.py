@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from plimsoll.actuate.ownership import Owner
+from plimsoll.actuate.revisions import model_key
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec, LLMDeploymentStatus
 
 
@@ -29,6 +30,8 @@ class Resource:
     status: LLMDeploymentStatus
     """The default when the stored one is damaged: it is composed anew from what is."""
     raw_status: Mapping[str, Any]
+    model_key: str
+    """Which model it reads, see `actuate.revisions.model_key`; empty when the spec does not parse."""
 
     @property
     def uid(self) -> str:
@@ -39,14 +42,16 @@ class Resource:
         return self.owner.namespace, self.owner.name
 
     @classmethod
-    def parse(cls, obj: Mapping[str, Any]) -> Resource:
+    def parse(cls, obj: Mapping[str, Any], known: Resource | None = None) -> Resource:
+        """`known` is the same object as it was before. Most changes are of the status, this program's own;
+        the generation tells whether the spec is another, and when it is not, it stays the very same."""
         meta = obj["metadata"]
-        spec: LLMDeploymentSpec | None = None
-        problem = ""
-        try:
-            spec = LLMDeploymentSpec.model_validate(obj.get("spec") or {})
-        except ValidationError as error:
-            problem = sentence(error, "spec")
+        generation = int(meta.get("generation") or 0)
+        if known and known.uid == meta["uid"] and known.generation == generation > 0:
+            spec, problem, key = known.spec, known.problem, known.model_key
+        else:
+            spec, problem = _spec(obj)
+            key = model_key(spec.model) if spec else ""
         raw = obj.get("status") or {}
         try:
             status = LLMDeploymentStatus.model_validate(raw)
@@ -54,7 +59,7 @@ class Resource:
             status = LLMDeploymentStatus()
         return cls(
             owner=Owner(meta["namespace"], meta["name"], meta["uid"]),
-            generation=int(meta.get("generation") or 0),
+            generation=generation,
             resource_version=meta["resourceVersion"],
             created=meta["creationTimestamp"],
             deleting=bool(meta.get("deletionTimestamp")),
@@ -62,7 +67,16 @@ class Resource:
             problem=problem,
             status=status,
             raw_status=raw,
+            model_key=key,
         )
+
+
+def _spec(obj: Mapping[str, Any]) -> tuple[LLMDeploymentSpec | None, str]:
+    """The spec, or what is wrong with it."""
+    try:
+        return LLMDeploymentSpec.model_validate(obj.get("spec") or {}), ""
+    except ValidationError as error:
+        return None, sentence(error, "spec")
 
 
 def sentence(error: ValidationError, root: str) -> str:

@@ -8,14 +8,17 @@ so it wakes nobody: `on_change` is called only when a view differs.
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from plimsoll.actuate.ownership import MANAGED_BY, OPERATOR
 from plimsoll.actuate.revisions import Revision
 from plimsoll.cluster.own_pods import OwnPod, own_pod
 from plimsoll.cluster.resource import Resource, is_newer
+from plimsoll.inventory.capacity import held_on
 from plimsoll.inventory.nodes import node_view, pod_view
 from plimsoll.inventory.selectors import pinned_node
 from plimsoll.inventory.views import NodeView, PodView
@@ -75,6 +78,14 @@ class View(Generic[T]):
                 self._entries[key] = view
         self._on_change()
 
+    def learn(self, obj: Object) -> None:
+        """The API server's answer to this program's own write: nothing new, so nobody is woken. The watch may
+        lag behind, and what it does not show yet would be written again."""
+        view = self._convert(obj)
+        if view is not None:
+            with self._lock:
+                self._entries[key_of(obj)] = view
+
     def entries(self) -> dict[Key, T]:
         with self._lock:
             return dict(self._entries)
@@ -94,7 +105,11 @@ class Resources(View[Resource]):
                     return
             elif event == "DELETED":
                 return
-        super().apply(event, obj)
+            if event != "DELETED":
+                self._entries[key_of(obj)] = Resource.parse(obj, known)
+            elif known:
+                del self._entries[known.key]
+        self._on_change()
 
     def replace(self, objects: Sequence[Object]) -> None:
         # An event that is newer than the list may have arrived while the list was on its way.
@@ -113,18 +128,17 @@ class Resources(View[Resource]):
                 kept[mine.key] = mine
             else:
                 fresh.append(obj)
-        converted = {key_of(obj): Resource.parse(obj) for obj in fresh}
+        converted = {key_of(obj): Resource.parse(obj, known.get(key_of(obj))) for obj in fresh}
         with self._lock:
             changed, self._entries = (kept | converted) != self._entries, kept | converted
         if changed:
             self._on_change()
 
     def learn(self, obj: Object) -> None:
-        """The API server's answer to this program's own write: nothing new, so nobody is woken."""
         with self._lock:
             known = self._entries.get(key_of(obj))
             if known and is_newer(obj["metadata"]["resourceVersion"], known.resource_version):
-                self._entries[known.key] = Resource.parse(obj)
+                self._entries[known.key] = Resource.parse(obj, known)
 
     def drop(self, resource: Resource) -> None:
         """Forget a resource that the API server no longer has."""
@@ -146,6 +160,19 @@ class ClusterView:
     priorities: Mapping[str, int]
     """PriorityClasses by name; the empty name stands for the cluster's default."""
     resources: Mapping[Key, Resource]
+
+    @cached_property
+    def node_by_name(self) -> Mapping[str, NodeView]:
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def pods_by_node(self) -> Mapping[str, Sequence[PodView]]:
+        """Unfinished pods by the node that they are bound or pinned to."""
+        found: dict[str, list[PodView]] = defaultdict(list)
+        for entry in self.pods.values():
+            if entry.view and (node := held_on(entry.view)):
+                found[node].append(entry.view)
+        return found
 
 
 class ClusterState:

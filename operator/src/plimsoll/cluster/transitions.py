@@ -28,7 +28,8 @@ def events(
 def _model(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> Iterator[EmitEvent]:
     was, now = _find(before, "ModelResolved"), _find(after, "ModelResolved")
     if now and _flipped(was, now):
-        if now.status == "True":
+        # A model that was known before the resource came is nothing that happened.
+        if now.status == "True" and was:
             yield EmitEvent("ModelResolved", now.message)
         elif now.status == "False":
             yield EmitEvent("ModelFailed", f"{now.reason}: {now.message}", warning=True)

@@ -1,0 +1,182 @@
+"""Carries out what a round decided: resources in parallel, the actions of one in order, and not all at once.
+
+    revision, status, pods ─► the round waits for them: the next plan must see them
+    Services, old revisions ─► follow while the next round plans
+    status without a decision ─► at most every other second
+    a resource whose writes failed ─► left alone for a while; it is planned all the same
+
+In one queue, the Services of the first resource (the API server's slowest write) would delay the pods of the
+last. Nothing is lost by waiting: what is missing is found again by the next look at the resource.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from plimsoll.actuate.apply import Ending, Executor, Result
+from plimsoll.cluster.observed import (
+    Action,
+    ApplyService,
+    DeleteRevision,
+    EmitEvent,
+    Memory,
+    Observed,
+    Outcome,
+    WriteStatus,
+)
+from plimsoll.cluster.state import ClusterView
+
+log = logging.getLogger(__name__)
+
+WRITERS, LATER_WRITERS = 16, 8
+STATUS_SECONDS = 2.0
+"""A pod that starts passes several states in a second; a status that tells progress waits for the last."""
+LONGEST_PAUSE_SECONDS = 60.0
+LATER = (ApplyService, DeleteRevision)
+
+Step = tuple[Observed, Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A resource whose writes failed is left alone until then."""
+
+    failures: int
+    until: float
+
+
+class Writing:
+    """`on_change` is called when a resource should be looked at again soon."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        on_change: Callable[[], None],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._executor, self._on_change, self._monotonic = executor, on_change, monotonic
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
+        self._later = ThreadPoolExecutor(LATER_WRITERS, thread_name_prefix="later")
+        self._lock = threading.Lock()
+        self._busy: dict[str, bool] = {}
+        """Resources, by uid, whose later writes are on their way; True: there was more to do meanwhile."""
+        self._ended: dict[str, float] = {}
+        """When their last later writes ended: a look that is older does not know of them."""
+        self._pauses: dict[str, Pause] = {}
+        self._told_at: dict[str, float] = {}
+        self._waiting: set[str] = set()
+        """Resources whose status waits for its turn."""
+
+    def carry_out(self, steps: Sequence[Step], view: ClusterView, seen_at: float) -> dict[str, Result]:
+        """By uid. `view` is what was seen at that moment of the monotonic clock. When this returns, all that
+        the next plan must see is written."""
+        now = self._monotonic()
+        self._forget({one.resource.uid for one, _ in steps})
+        results: dict[str, Result] = {}
+        pending: dict[str, Future[Result]] = {}
+        for one, outcome in steps:
+            uid = one.resource.uid
+            if not outcome.actions or self._paused(uid, now) or self._may_wait(one, outcome, now):
+                results[uid] = Result(Ending.DONE, outcome.memory)
+            else:
+                pending[uid] = self._writers.submit(self._write, one, outcome, view, seen_at)
+        for uid, future in pending.items():
+            results[uid] = result = future.result()
+            self._judge(uid, result)
+        return results
+
+    def due(self) -> list[float]:
+        """When resources that wait want another look, on the monotonic clock."""
+        with self._lock:
+            return [pause.until for pause in self._pauses.values()] + [
+                self._told_at[uid] + STATUS_SECONDS for uid in self._waiting
+            ]
+
+    def close(self) -> None:
+        self._writers.shutdown(wait=True, cancel_futures=True)
+        self._later.shutdown(wait=True, cancel_futures=True)
+
+    def _write(self, one: Observed, outcome: Outcome, view: ClusterView, seen_at: float) -> Result:
+        actions = [action for action in outcome.actions if not isinstance(action, LATER)]
+        result = self._do(one, actions, outcome.memory, view)
+        later = [action for action in outcome.actions if isinstance(action, LATER)]
+        if result.ending is Ending.DONE and later and self._claim(one.resource.uid, seen_at):
+            self._later.submit(self._write_later, one, later, outcome.memory, view)
+        return result
+
+    def _claim(self, uid: str, seen_at: float) -> bool:
+        with self._lock:
+            if uid in self._busy:
+                self._busy[uid] = True
+                return False
+            if self._ended.get(uid, seen_at) > seen_at:
+                self._on_change()
+                return False
+            self._busy[uid] = False
+            return True
+
+    def _write_later(
+        self, one: Observed, actions: Sequence[Action], memory: Memory, view: ClusterView
+    ) -> None:
+        uid = one.resource.uid
+        result = self._do(one, actions, memory, view)
+        with self._lock:
+            more = self._busy.pop(uid)
+            self._ended[uid] = self._monotonic()
+        self._judge(uid, result)
+        if more:
+            self._on_change()
+
+    def _do(self, one: Observed, actions: Sequence[Action], memory: Memory, view: ClusterView) -> Result:
+        if any(isinstance(action, WriteStatus) for action in actions):
+            with self._lock:
+                self._told_at[one.resource.uid] = self._monotonic()
+        try:
+            return self._executor.carry_out(one, actions, memory, view)
+        except Exception as error:
+            # An over-booked node, say: the fault of one resource stops that one, loudly, and no other.
+            names = {"namespace": one.resource.owner.namespace, "deployment": one.resource.owner.name}
+            log.exception("actions failed", extra=names)
+            return Result(Ending.FAILED, memory, str(error))
+
+    def _judge(self, uid: str, result: Result) -> None:
+        with self._lock:
+            pause = self._pauses.pop(uid, None)
+            if result.ending is Ending.FAILED:
+                failures = 1 + (pause.failures if pause else 0)
+                seconds = min(0.5 * 2 ** min(failures, 10), LONGEST_PAUSE_SECONDS)
+                self._pauses[uid] = Pause(failures, self._monotonic() + seconds)
+        if result.ending in (Ending.OUTDATED, Ending.REFUSED):
+            self._on_change()
+
+    def _paused(self, uid: str, now: float) -> bool:
+        with self._lock:
+            pause = self._pauses.get(uid)
+            return pause is not None and now < pause.until
+
+    def _may_wait(self, one: Observed, outcome: Outcome, now: float) -> bool:
+        """Only a status is to be written, with the words about it; it decides nothing; and the last one is
+        not two seconds old."""
+        uid = one.resource.uid
+        undecided = all(
+            isinstance(action, EmitEvent)
+            or (isinstance(action, WriteStatus) and action.status.plans == one.resource.status.plans)
+            for action in outcome.actions
+        )
+        with self._lock:
+            early = now < self._told_at.get(uid, now - STATUS_SECONDS) + STATUS_SECONDS
+            (self._waiting.add if undecided and early else self._waiting.discard)(uid)
+        return undecided and early
+
+    def _forget(self, living: set[str]) -> None:
+        with self._lock:
+            self._pauses = {uid: pause for uid, pause in self._pauses.items() if uid in living}
+            self._told_at = {uid: at for uid, at in self._told_at.items() if uid in living}
+            self._ended = {uid: at for uid, at in self._ended.items() if uid in living}
+            self._waiting &= living
