@@ -29,7 +29,7 @@ def paged(model: Decoder, *, blocks: int, block_size: int = 16) -> ModelRunner:
     cache = KVCache(
         model.config, blocks=blocks, block_size=block_size, dtype=model.dtype, device=torch.device("cpu")
     )
-    return ModelRunner(model, cache)
+    return ModelRunner(model, cache, max_sequences=8, max_batched_tokens=256, max_context_tokens=cache.tokens)
 
 
 def steps(
@@ -45,7 +45,7 @@ def steps(
         scheduler.add(waiting)
     while scheduler.running or scheduler.waiting:
         step = scheduler.schedule()
-        logits = runner.run(step)
+        logits = runner.logits(step).float()
         scheduler.check_integrity()
         completed = [scheduled.sequence for scheduled in step if scheduled.completes]
         for done, row in zip(completed, logits, strict=True):

@@ -1,15 +1,18 @@
 """The ledger: where the bytes of a device went, by the categories that predictions use.
 
-What can be counted exactly is (weights, KV pool: the tensors' own sizes); activations are the rise of the
-device's use during the step that takes the most; the rest is found by subtraction, and what no category
-explains stays visible as `unattributed`. On a GPU "use" is what NVML says of the device, not what torch says
-of itself: the line is a promise about the device.
+What can be counted exactly is (weights, KV pool: the tensors' own sizes); activations are the rise of use
+during the steps that take the most; graphs are the rise while they are captured. `runtime` is what was in
+use besides when the ledger was closed, so whatever comes later and belongs to no category shows as
+`unattributed`. On a GPU "use" is what NVML says of the device, not what torch says of itself: the line is a
+promise about the device.
 """
 
 from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -44,17 +47,51 @@ class DeviceMemory(Protocol):
         """Give freed memory that an allocator holds back to the device."""
         ...
 
-    def reset_peak(self) -> None:
-        """Forget the peak so far."""
+    def rise(self, work: Callable[[], None]) -> int:
+        """Bytes that `work` had in use at its peak over what was in use before."""
+        ...
+
+    def growth(self, work: Callable[[], None]) -> Growth:
+        """What `work` left in use."""
         ...
 
     def peak(self) -> int:
-        """The most in use since the last `reset_peak`."""
+        """The most in use since the last `rise`, or now where freed memory is kept for the next step."""
         ...
 
-    def report(self, *, weights: int, kv_cache: int, activations: int) -> DeviceReport:
-        """The ledger, given what is counted exactly."""
+    def runtime_bytes(self, counted: Counted) -> int:
+        """What is in use besides `counted` (its runtime aside): libraries, their workspaces, the driver."""
         ...
+
+    def report(self, counted: Counted) -> DeviceReport:
+        """The ledger, given what is counted."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Memory that stays in use."""
+
+    used: int = 0
+    """On the device."""
+    allocator: int = 0
+    """Of it, kept by torch's allocator."""
+    live: int = 0
+    """Of that, in tensors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """What is known of a device's bytes by counting."""
+
+    weights: int
+    kv_cache: int
+    workspace: int = 0
+    """The runner's own tables."""
+    activations: int = 0
+    """Peak over all that stays, `workspace` not in it."""
+    graphs: Growth = field(default_factory=Growth)
+    runtime: int = 0
 
 
 class CpuMemory:
@@ -85,29 +122,43 @@ class CpuMemory:
         if _TRIM is not None:
             _TRIM(0)
 
-    def reset_peak(self) -> None:
+    def rise(self, work: Callable[[], None]) -> int:
+        before = self.used()
         # 5 resets the peak resident set size: proc(5), /proc/pid/clear_refs.
         (PROC / "self" / "clear_refs").write_text("5")
+        work()
+        return max(0, self.peak() - before)
+
+    def growth(self, work: Callable[[], None]) -> Growth:
+        before = self.used()
+        work()
+        return Growth(max(0, self.used() - before))
 
     def peak(self) -> int:
         match = re.search(r"^VmHWM:\s*(\d+) kB$", (PROC / "self" / "status").read_text(), re.MULTILINE)
         return int(match[1]) * 1024 if match else self.used()
 
-    def report(self, *, weights: int, kv_cache: int, activations: int) -> DeviceReport:
+    def runtime_bytes(self, counted: Counted) -> int:
+        """What was in use before the first weight: later growth is not the runtime's."""
+        del counted
+        return self.runtime
+
+    def report(self, counted: Counted) -> DeviceReport:
         used = self.peak()
-        explained = weights + kv_cache + activations + self.runtime
+        activations = counted.workspace + counted.activations
+        explained = counted.weights + counted.kv_cache + activations + counted.runtime
         return DeviceReport(
             rank=0,
             product=self.product,
             total_bytes=self.total,
             used_bytes=used,
             bytes=MeasuredMemory(
-                weights=weights,
-                kv_cache=kv_cache,
+                weights=counted.weights,
+                kv_cache=counted.kv_cache,
                 activations=activations,
                 cuda_graphs=0,
                 communication=0,
-                runtime=self.runtime,
+                runtime=counted.runtime,
                 fragmentation=0,
                 unattributed=used - explained,
             ),
@@ -145,36 +196,67 @@ class CudaMemory:
     def release(self) -> None:
         torch.cuda.empty_cache()
 
-    def reset_peak(self) -> None:
+    def rise(self, work: Callable[[], None]) -> int:
+        torch.cuda.synchronize(self.torch_device)
+        before = torch.cuda.memory_allocated(self.torch_device)
         torch.cuda.reset_peak_memory_stats(self.torch_device)
+        work()
+        torch.cuda.synchronize(self.torch_device)
+        return torch.cuda.max_memory_allocated(self.torch_device) - before
+
+    def growth(self, work: Callable[[], None]) -> Growth:
+        self.release()
+        before = self._held()
+        work()
+        self.release()
+        return Growth(*(now - then for now, then in zip(self._held(), before, strict=True)))
+
+    def _held(self) -> tuple[int, int, int]:
+        """As Growth has them."""
+        torch.cuda.synchronize(self.torch_device)
+        device = self.torch_device
+        return self.used(), torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
 
     def peak(self) -> int:
         """What torch's allocator reserved it keeps, so that use after a step is the peak of the step."""
         torch.cuda.synchronize(self.torch_device)
         return self.used()
 
-    def report(self, *, weights: int, kv_cache: int, activations: int) -> DeviceReport:
+    def runtime_bytes(self, counted: Counted) -> int:
+        torch.cuda.synchronize(self.torch_device)
+        outside = self.used() - torch.cuda.memory_reserved(self.torch_device)
+        outside -= counted.graphs.used - counted.graphs.allocator
+        return outside + self._workspaces(counted)
+
+    def report(self, counted: Counted) -> DeviceReport:
         used = self.peak()
-        reserved = torch.cuda.memory_reserved(self.torch_device)
+        activations = counted.workspace + counted.activations
+        known = counted.weights + counted.kv_cache + activations
+        reserved = torch.cuda.memory_reserved(self.torch_device) - counted.graphs.allocator
+        fragmentation = max(0, reserved - known - self._workspaces(counted))
         info = self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
-        fragmentation = max(0, reserved - weights - kv_cache - activations)
-        runtime = max(0, used - reserved)
         return DeviceReport(
             rank=0,
             product=self.product,
             total_bytes=int(info.total),
             used_bytes=used,
             bytes=MeasuredMemory(
-                weights=weights,
-                kv_cache=kv_cache,
+                weights=counted.weights,
+                kv_cache=counted.kv_cache,
                 activations=activations,
-                cuda_graphs=0,
+                cuda_graphs=max(0, counted.graphs.used),
                 communication=0,
-                runtime=runtime,
+                runtime=counted.runtime,
                 fragmentation=fragmentation,
-                unattributed=used - weights - kv_cache - activations - runtime - fragmentation,
+                unattributed=used - known - counted.graphs.used - counted.runtime - fragmentation,
             ),
         )
+
+    def _workspaces(self, counted: Counted) -> int:
+        """What libraries hold in torch's allocator between steps: cuBLAS's workspaces, mostly."""
+        allocated = torch.cuda.memory_allocated(self.torch_device)
+        known = counted.weights + counted.kv_cache + counted.workspace + counted.graphs.live
+        return max(0, allocated - known)
 
 
 def open_device(device: Device) -> CpuMemory | CudaMemory:

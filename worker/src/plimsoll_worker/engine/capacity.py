@@ -2,37 +2,43 @@
 foreseen.
 
 The pool is found in two passes. First the smallest one that serves a sequence of the longest context, and the
-step that takes the most memory: what is in use then, less that pool, is everything else. Then the real pool,
-and the same step again, held against the line. Filling the planned pool first and looking afterwards was the
-alternative; on a CPU whose container is limited at the line that is a kill by the kernel instead of a reason.
+steps that take the most memory: what is in use then, less that pool, is everything else but the graphs. Then
+the planned pool, as far as the line goes, the graphs, which have its addresses built in, and the same steps
+again, held against the line. Filling the planned pool first and looking afterwards was the alternative; on a
+CPU whose container is limited at the line that is a kill by the kernel instead of a reason. Capturing the
+graphs twice to know them beforehand was another: it costs seconds at every start, a pool that shrinks costs
+them once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plimsoll_worker.engine.model_runner import ModelRunner
 from plimsoll_worker.errors import MemoryEstimateExceeded
-from plimsoll_worker.launch import DeviceReport, Launch, Precision
+from plimsoll_worker.launch import DeviceReport, Launch
 from plimsoll_worker.layers.kv_cache import KVCache
 from plimsoll_worker.loading.weights import DTYPES
-from plimsoll_worker.memory import DeviceMemory
+from plimsoll_worker.memory import Counted, DeviceMemory
 from plimsoll_worker.models.decoder import Decoder
+from plimsoll_worker.progress import say
 
-GIB = 1024**3
+MIB, GIB = 1024**2, 1024**3
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What is counted exactly; the device adds what it measures at the time of asking."""
+    """What is counted; the device adds what it measures at the time of asking."""
 
     memory: DeviceMemory
-    weights: int
-    kv_cache: int
-    activations: int
+    counted: Counted
+
+    @property
+    def activations(self) -> int:
+        return self.counted.activations
 
     def report(self) -> DeviceReport:
-        return self.memory.report(weights=self.weights, kv_cache=self.kv_cache, activations=self.activations)
+        return self.memory.report(self.counted)
 
 
 def kv_blocks(launch: Launch, bytes_per_token: int) -> tuple[int, int]:
@@ -61,19 +67,31 @@ def warm_up(launch: Launch, model: Decoder, memory: DeviceMemory) -> tuple[Model
     block_bytes = per_token * launch.kv_block_size
     fewest, planned = kv_blocks(launch, per_token)
     memory.release()
-    runner = ModelRunner(model, _cache(launch, model, fewest))
-    runner.rehearse(tokens=1, context=1, sequences=1)
-    before = memory.used()
-    elsewhere = _rehearse(launch, runner, memory) - fewest * block_bytes
-    activations = max(0, elsewhere + fewest * block_bytes - before)
-    blocks = min(planned, (launch.line - elsewhere) // block_bytes)
+    runner = _runner(launch, model, fewest)
+    memory.rise(runner.rehearse)  # compiles kernels and loads libraries, whose memory is not the step's
+    activations = memory.rise(runner.rehearse)
+    elsewhere = memory.peak() - fewest * block_bytes
+    room = launch.line - elsewhere - launch.predicted.cuda_graphs
+    blocks = min(planned, room // block_bytes)
     while blocks >= fewest:
         del runner
         memory.release()
-        runner = ModelRunner(model, _cache(launch, model, blocks))
-        over = _rehearse(launch, runner, memory) - launch.line
+        runner = _runner(launch, model, blocks)
+        counted = Counted(
+            weights=model.weight_bytes,
+            kv_cache=runner.cache.bytes,
+            workspace=runner.workspace_bytes,
+            activations=activations,
+            graphs=memory.growth(runner.capture),
+        )
+        # After the graphs: capturing gives back what the allocator keeps for these steps.
+        memory.rise(runner.rehearse)
+        over = memory.peak() - launch.line
         if over <= 0:
-            return runner, Ledger(memory, model.weight_bytes, runner.cache.bytes, activations)
+            counted = replace(counted, runtime=memory.runtime_bytes(counted))
+            ledger = Ledger(memory, counted)
+            _tell(launch, ledger)
+            return runner, ledger
         blocks -= -(-over // block_bytes)
     raise MemoryEstimateExceeded(
         f"{elsewhere / GIB:.3f} GiB are in use without the KV pool (weights {model.weight_bytes / GIB:.3f}, "
@@ -84,24 +102,27 @@ def warm_up(launch: Launch, model: Decoder, memory: DeviceMemory) -> tuple[Model
     )
 
 
-def _cache(launch: Launch, model: Decoder, blocks: int) -> KVCache:
-    precision: Precision = launch.kv_cache
-    return KVCache(
+def _runner(launch: Launch, model: Decoder, blocks: int) -> ModelRunner:
+    cache = KVCache(
         model.config,
         blocks=blocks,
         block_size=launch.kv_block_size,
-        dtype=DTYPES[precision],
+        dtype=DTYPES[launch.kv_cache],
         device=model.device,
     )
-
-
-def _rehearse(launch: Launch, runner: ModelRunner, memory: DeviceMemory) -> int:
-    """Bytes of the device in use at the peak of the step that takes the most."""
-    memory.reset_peak()
-    runner.rehearse(
-        tokens=launch.max_batched_tokens,
-        context=launch.max_context_tokens,
-        sequences=launch.max_concurrent_sequences,
-        layers=1,
+    return ModelRunner(
+        model,
+        cache,
+        max_sequences=launch.max_concurrent_sequences,
+        max_batched_tokens=launch.max_batched_tokens,
+        max_context_tokens=launch.max_context_tokens,
     )
-    return memory.peak()
+
+
+def _tell(launch: Launch, ledger: Ledger) -> None:
+    """Each category as it was predicted and as it is, MiB."""
+    measured = ledger.report().bytes
+    for category in type(measured).model_fields:
+        predicted = getattr(launch.predicted, category, 0)
+        found = getattr(measured, category)
+        say("Memory", category=category, predicted_mib=predicted // MIB, measured_mib=found // MIB)

@@ -1,7 +1,9 @@
-"""Turns a scheduled step into tensors, runs the model, returns logits.
+"""Turns a scheduled step into tensors, runs the model, samples, and leaves the tokens on their way to the
+host.
 
-The scheduler knows nothing of tensors and the model nothing of sequences; a runner with CUDA graphs or
-kernels of its own replaces this module alone.
+The scheduler knows nothing of tensors and the model nothing of sequences. A step of one token a sequence is
+replayed from a CUDA graph where there is one; all others are launched kernel by kernel, which a prompt's own
+length hides. On a CPU the same code runs without graphs.
 """
 
 from __future__ import annotations
@@ -9,98 +11,222 @@ from __future__ import annotations
 from collections.abc import Sequence as Ordered
 
 import torch
+from torch import Tensor
 
+from plimsoll_worker.engine.graphs import CudaRecorder, DecodeGraphs, Recorder, buckets
 from plimsoll_worker.engine.in_flight import InFlight, LogprobRow
+from plimsoll_worker.engine.rehearsal import longest_steps
 from plimsoll_worker.engine.sampler import Sampler, sampling_position
 from plimsoll_worker.engine.scheduler import Scheduled
+from plimsoll_worker.engine.slot_tables import SlotTables
+from plimsoll_worker.engine.staging import TURNS, Staging
+from plimsoll_worker.engine.step_inputs import StepInputs, decode_inputs, mixed_inputs, words_needed
+from plimsoll_worker.kernels import ops
 from plimsoll_worker.kernels.batch import AttentionBatch
 from plimsoll_worker.layers.kv_cache import KVCache
 from plimsoll_worker.models.decoder import Decoder
 
 
 class ModelRunner:
-    """A model and its KV cache."""
+    """A model, its KV cache and what the device remembers of running sequences."""
 
-    def __init__(self, model: Decoder, cache: KVCache) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        cache: KVCache,
+        *,
+        max_sequences: int,
+        max_batched_tokens: int,
+        max_context_tokens: int,
+    ) -> None:
         self.model = model
         self.cache = cache
-        self.steps_ahead = 0
-        self._sample = Sampler(model.device, self._tokens_of)
-
-    @torch.inference_mode()
-    def launch(self, step: Ordered[Scheduled]) -> InFlight:
-        """Compute a step and sample a token for each sequence that it completes."""
-        rows = [scheduled for scheduled in step if scheduled.completes]
-        chosen = self._sample(self.run(step), rows)
-        told = {row: LogprobRow(*(part.cpu() for part in parts)) for row, parts in chosen.logprobs.items()}
-        return InFlight([scheduled.sequence for scheduled in rows], chosen.tokens.cpu(), told, None)
-
-    def _tokens_of(self, rows: Ordered[Scheduled]) -> torch.Tensor:
-        longest = max(sampling_position(scheduled) for scheduled in rows)
-        tokens = [scheduled.sequence.tokens for scheduled in rows]
-        padded = [known + [0] * (longest - len(known)) for known in tokens]
-        return torch.tensor(padded, device=self.model.device)
-
-    @torch.inference_mode()
-    def run(self, step: Ordered[Scheduled]) -> torch.Tensor:
-        """Compute a step. Returns the logits (rows, vocabulary) of the sequences that it completes, in
-        order."""
-        parts = [
-            (
-                scheduled.sequence.tokens,
-                scheduled.start,
-                scheduled.count,
-                scheduled.sequence.block_table,
-            )
-            for scheduled in step
-        ]
-        wanted = [index for index, scheduled in enumerate(step) if scheduled.completes]
-        return self._compute(parts, wanted, layers=None)
-
-    @torch.inference_mode()
-    def rehearse(self, *, tokens: int, context: int, sequences: int, layers: int | None = None) -> None:
-        """Run the step that takes the most memory: `tokens` new tokens at the end of contexts of `context`
-        tokens, and the logits of `sequences` rows. Whatever the cache holds is overwritten.
-
-        One layer tells as much as all, because each reuses the buffers of the one before.
-        """
-        blocks = list(range(-(-context // self.cache.block_size)))
-        parts = []
-        while tokens > 0:
-            count = min(tokens, context)
-            parts.append(([0] * context, context - count, count, blocks))
-            tokens -= count
-        self._compute(parts, [0] * sequences, layers=layers)
-
-    def _compute(
-        self, parts: Ordered[tuple[list[int], int, int, list[int]]], wanted: list[int], *, layers: int | None
-    ) -> torch.Tensor:
-        """`parts`: all tokens, how many are computed, how many to compute, block table. Returns the logits
-        (rows, vocabulary) in FP32 after the last token of each `wanted` part."""
-        device, size = self.model.device, self.cache.block_size
-        token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        starts = [0]
-        for tokens, computed, count, table in parts:
-            new = range(computed, computed + count)
-            token_ids.extend(tokens[computed : computed + count])
-            positions.extend(new)
-            slots.extend(table[position // size] * size + position % size for position in new)
-            starts.append(len(token_ids))
-        width = max(len(table) for *_, table in parts)
-        tables = [table + [0] * (width - len(table)) for *_, table in parts]
-        contexts = [computed + count for _, computed, count, _ in parts]
-        batch = AttentionBatch(
-            block_tables=torch.tensor(tables, dtype=torch.int32, device=device),
-            context_lens=torch.tensor(contexts, dtype=torch.int32, device=device),
-            query_start=torch.tensor(starts, dtype=torch.int32, device=device),
-            positions=torch.tensor(positions, device=device),
-            slots=torch.tensor(slots, device=device),
-            max_query_len=max(count for _, _, count, _ in parts),
-            max_context_len=max(contexts),
-            block_size=size,
+        self.max_sequences = max_sequences
+        self.max_batched_tokens = max_batched_tokens
+        self.max_context_tokens = max_context_tokens
+        device = model.device
+        self.steps_ahead = 1 if device.type == "cuda" else 0
+        tokens = max(max_batched_tokens, max_sequences)
+        self._tables = SlotTables(max_sequences, max_context_tokens, cache.block_size, device)
+        self._staging = Staging(device, words_needed(tokens, max_sequences, cache.block_size))
+        self._sampler = Sampler(device, self._tokens_of)
+        self._hidden = torch.zeros(
+            (max_sequences, model.config.hidden_size), dtype=model.dtype, device=device
         )
-        hidden = self.model(torch.tensor(token_ids, device=device), batch, self.cache, layers=layers)
-        last_rows = torch.tensor([starts[index + 1] - 1 for index in wanted], dtype=torch.long, device=device)
-        return self.model.logits(hidden.index_select(0, last_rows)).float()
+        self._tokens = torch.zeros(max_sequences, dtype=torch.int64, device=device)
+        pinned = device.type == "cuda"
+        self._read = [torch.zeros(max_sequences, dtype=torch.int64, pin_memory=pinned) for _ in range(TURNS)]
+        self._turn = 0
+        self._graphs = DecodeGraphs(())
+
+    @property
+    def workspace_bytes(self) -> int:
+        """What it keeps on the device besides weights and KV cache."""
+        return sum(part.nbytes for part in (self._tables, self._staging, self._hidden, self._tokens))
+
+    @torch.inference_mode()
+    def launch(self, step: Ordered[Scheduled], *, layers: int | None = None) -> InFlight:
+        """Begin to compute a step and to sample a token for each sequence that it completes. `layers`: only
+        so many of the model's."""
+        rows = [part for part in step if part.completes]
+        if len(rows) == len(step) and all(part.count == 1 for part in step):
+            told = self._decode(step, layers)
+        else:
+            told = self._mixed(step, rows, layers)
+        self._turn = (self._turn + 1) % TURNS
+        read = self._read[self._turn][: len(rows)]
+        read.copy_(self._tokens[: len(rows)], non_blocking=True)
+        event = None
+        if self.model.device.type == "cuda":
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        return InFlight([part.sequence for part in rows], read, told, event)
+
+    @torch.inference_mode()
+    def logits(self, step: Ordered[Scheduled]) -> Tensor:
+        """Compute a step without sampling. Returns the logits (rows, vocabulary) of the sequences that it
+        completes, in order. For who chooses the tokens himself: all known tokens are uploaded anew."""
+        for part in step:
+            self._tables.forget(part.sequence.slot)
+        inputs = self._stage(step, None)
+        hidden = self._forward(inputs)
+        return self.model.logits(hidden.index_select(0, inputs.last_tokens))
+
+    @torch.inference_mode()
+    def capture(self, recorder: Recorder | None = None) -> None:
+        """Record graphs for decode steps, the largest first, after a run that compiles what they need. On a
+        CPU there is nothing to record, unless a recorder is given."""
+        if recorder is None:
+            if self.model.device.type == "cpu":
+                return
+            recorder = CudaRecorder(self.model.device)
+        graphs = DecodeGraphs(buckets(self.max_sequences))
+        for size in reversed(graphs.sizes):
+            self._staging.begin()
+            inputs = decode_inputs(
+                [], self._staging, self._tables, self.cache.block_size, size=size, longest=self._longest
+            )
+            self._staging.send()
+
+            def forward(inputs: StepInputs = inputs, size: int = size) -> None:
+                self._hidden[:size].copy_(self._forward(inputs))
+
+            def sample(inputs: StepInputs = inputs, size: int = size) -> None:
+                self._sample(self._hidden[:size], inputs)
+
+            forward()
+            sample()
+            graphs.add(size, recorder.record(forward), recorder.record(sample))
+        self._graphs = graphs
+
+    @torch.inference_mode()
+    def rehearse(self) -> None:
+        """Run the steps that take the most memory, with every option of sampling asked for. Whatever the
+        cache holds is overwritten.
+
+        On a CPU with one layer, which tells as much as all: each reuses the buffers of the one before.
+        """
+        layers = 1 if self.model.device.type == "cpu" else None
+        for step in longest_steps(
+            tokens=self.max_batched_tokens,
+            context=self.max_context_tokens,
+            sequences=self.max_sequences,
+            block_size=self.cache.block_size,
+            vocabulary=self.model.config.vocab_size,
+        ):
+            self.launch(step, layers=layers)
+            for part in step:
+                self._tables.forget(part.sequence.slot)
+
+    def _decode(self, step: Ordered[Scheduled], layers: int | None) -> dict[int, LogprobRow]:
+        size = self._graphs.bucket(len(step))
+        inputs = self._stage(step, size)
+        if size is None:
+            hidden = self._forward(inputs, layers)
+        else:
+            self._graphs.forward(size)
+            hidden = self._hidden[: len(step)]
+        if size is not None and all(part.sequence.params.plain for part in step):
+            self._graphs.sample(size)
+            return {}
+        return self._choose(hidden, inputs, step)
+
+    def _mixed(
+        self, step: Ordered[Scheduled], rows: Ordered[Scheduled], layers: int | None
+    ) -> dict[int, LogprobRow]:
+        inputs = self._stage(step, None)
+        hidden = self._forward(inputs, layers)
+        return self._choose(hidden.index_select(0, inputs.last_tokens), inputs, rows) if rows else {}
+
+    def _stage(self, step: Ordered[Scheduled], size: int | None) -> StepInputs:
+        """Bring a step to the device; `size`: laid out and padded as the graph of this size has it."""
+        places: list[int] = []
+        blocks: list[int] = []
+        for part in step:
+            self._tables.admit(part.sequence)
+            self._tables.grown(part.sequence, places, blocks)
+        self._staging.begin()
+        if size is None:
+            inputs = mixed_inputs(step, self._staging, self._tables, self.cache.block_size)
+        else:
+            inputs = decode_inputs(
+                step, self._staging, self._tables, self.cache.block_size, size=size, longest=self._longest
+            )
+        # Behind the arrays of the graph, whose places must not move.
+        grown = self._tables.write_blocks(self._staging, places, blocks)
+        self._staging.send()
+        if places:
+            self._tables.apply_blocks(*grown)
+        return inputs
+
+    @property
+    def _longest(self) -> int:
+        """No context that a graph meets is longer."""
+        return self.max_context_tokens
+
+    def _forward(self, inputs: StepInputs, layers: int | None = None) -> Tensor:
+        """Hidden states (tokens, hidden) of the step."""
+        pages = -(-inputs.max_context_len // self.cache.block_size)
+        batch = AttentionBatch(
+            block_tables=self._tables.blocks[:, :pages].index_select(0, inputs.slots),
+            context_lens=inputs.context_lens,
+            query_start=inputs.query_start,
+            positions=inputs.positions,
+            slots=inputs.cache_slots,
+            max_query_len=inputs.max_query_len,
+            max_context_len=inputs.max_context_len,
+            block_size=self.cache.block_size,
+        )
+        token_ids = self._tables.tokens.view(-1).index_select(0, inputs.token_places).long()
+        hidden: Tensor = self.model(token_ids, batch, self.cache, layers=layers)
+        return hidden
+
+    def _sample(self, hidden: Tensor, inputs: StepInputs) -> None:
+        """Choose tokens by temperature and seed alone; nothing here depends on the host."""
+        tokens = ops.sample(
+            self.model.logits(hidden), inputs.temperatures, inputs.seeds, inputs.new_positions
+        )
+        self._keep(tokens, inputs)
+
+    def _choose(self, hidden: Tensor, inputs: StepInputs, rows: Ordered[Scheduled]) -> dict[int, LogprobRow]:
+        """Choose tokens for `hidden` (rows, hidden) by whatever the sequences ask for."""
+        chosen = self._sampler(self.model.logits(hidden), rows)
+        self._keep(chosen.tokens, inputs)
+        return {
+            row: LogprobRow(*(part.to("cpu", non_blocking=True) for part in parts))
+            for row, parts in chosen.logprobs.items()
+        }
+
+    def _keep(self, tokens: Tensor, inputs: StepInputs) -> None:
+        """The tokens go where the next step finds them, and where they are read."""
+        count = tokens.shape[0]
+        self._tokens[:count].copy_(tokens)
+        self._tables.tokens.view(-1).index_copy_(0, inputs.new_places[:count], tokens.int())
+
+    def _tokens_of(self, rows: Ordered[Scheduled]) -> Tensor:
+        """For the sampler: what the device knows of these sequences."""
+        longest = max(sampling_position(part) for part in rows)
+        slots = torch.tensor([part.sequence.slot for part in rows])
+        if self.model.device.type == "cuda":
+            slots = slots.pin_memory().to(self.model.device, non_blocking=True)
+        return self._tables.tokens[:, :longest].index_select(0, slots)

@@ -19,6 +19,9 @@ from plimsoll_worker.engine.scheduler import Scheduled
 from plimsoll_worker.engine.sequence import SamplingParams
 from plimsoll_worker.kernels import ops
 
+ROWS_AT_A_TIME = 32
+"""Rows that are sorted or penalised together: a sort alone takes six times the memory of its logits."""
+
 TokensOf = Callable[[Ordered[Scheduled]], Tensor]
 """Tokens of sequences up to the one to be sampled, (rows, longest); what is behind a sequence's end is any
 token."""
@@ -67,15 +70,30 @@ class Sampler:
 
     def _draw(self, logits: Tensor, rows: Ordered[Scheduled]) -> Tensor:
         params = [scheduled.sequence.params for scheduled in rows]
-        if self._device.type == "cpu" and all(each.greedy for each in params):
-            # Not on a GPU: there the kernel's way of breaking ties must be everyone's, graphs included.
-            return logits.argmax(dim=-1)
+        if self._device.type == "cpu":
+            return self._draw_each(logits, rows)
+        # Greedy rows go the same way: graphs have it built in, and a tie must fall alike with and without.
         return ops.sample(
             logits,
             self._put([temperature_of(each) for each in params], torch.float32),
             self._put([scheduled.sequence.seed for scheduled in rows], torch.int64),
             self._put([sampling_position(scheduled) for scheduled in rows], torch.int64),
         )
+
+    def _draw_each(self, logits: Tensor, rows: Ordered[Scheduled]) -> Tensor:
+        """Row by row: the plain PyTorch of `ops.sample` takes a dozen times the logits' memory, and greedy
+        rows need none of it."""
+        tokens = logits.argmax(dim=-1)
+        for row, scheduled in enumerate(rows):
+            sequence = scheduled.sequence
+            if not sequence.params.greedy:
+                tokens[row : row + 1] = ops.sample(
+                    logits[row : row + 1],
+                    torch.tensor([sequence.params.temperature]),
+                    torch.tensor([sequence.seed]),
+                    torch.tensor([sampling_position(scheduled)]),
+                )
+        return tokens
 
     def _bias(self, logits: Tensor, rows: Ordered[Scheduled]) -> None:
         at: list[int] = []
@@ -93,9 +111,11 @@ class Sampler:
             flat.index_add_(0, self._put(at, torch.int64), self._put(added, torch.float32))
 
     def _penalize(self, logits: Tensor, rows: Ordered[Scheduled]) -> None:
-        chosen = [row for row, scheduled in enumerate(rows) if scheduled.sequence.params.penalised]
-        if not chosen:
-            return
+        asking = [row for row, scheduled in enumerate(rows) if scheduled.sequence.params.penalised]
+        for first in range(0, len(asking), ROWS_AT_A_TIME):
+            self._penalize_some(logits, rows, asking[first : first + ROWS_AT_A_TIME])
+
+    def _penalize_some(self, logits: Tensor, rows: Ordered[Scheduled], chosen: list[int]) -> None:
         asking = [rows[row] for row in chosen]
         params = [scheduled.sequence.params for scheduled in asking]
         tokens = self._tokens_of(asking).to(torch.int64)
@@ -123,9 +143,11 @@ class Sampler:
         logits.index_copy_(0, index, part)
 
     def _filter(self, logits: Tensor, rows: Ordered[Scheduled]) -> None:
-        chosen = [row for row, scheduled in enumerate(rows) if scheduled.sequence.params.filtered]
-        if not chosen:
-            return
+        asking = [row for row, scheduled in enumerate(rows) if scheduled.sequence.params.filtered]
+        for first in range(0, len(asking), ROWS_AT_A_TIME):
+            self._filter_some(logits, rows, asking[first : first + ROWS_AT_A_TIME])
+
+    def _filter_some(self, logits: Tensor, rows: Ordered[Scheduled], chosen: list[int]) -> None:
         params = [rows[row].sequence.params for row in chosen]
         vocabulary = logits.shape[1]
         kept = [min(each.top_k, vocabulary) if each.top_k > 0 else vocabulary for each in params]

@@ -1,0 +1,85 @@
+"""Decode steps as CUDA graphs: hundreds of kernels launched by one call.
+
+A graph has fixed shapes, so there is one for each of a few batch sizes (`buckets`), and a smaller batch is
+padded. All share one memory pool and the largest is captured first, so that the others fit into what it took.
+A step is two graphs: the model up to the hidden states, then logits and sampling. The second is left out when
+a sequence asks for more than temperature and seed.
+
+Compiling the model and letting the compiler make graphs was the alternative: minutes at start, and shapes it
+records anew when it likes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+Work = Callable[[], None]
+EVERY = 8
+"""Between 8 and the largest batch, a bucket each so many sequences."""
+
+
+def buckets(most: int) -> tuple[int, ...]:
+    """Batch sizes to capture for up to `most` sequences: 1, 2, 4, 8, 16, 24, …, most."""
+    sizes = [size for size in (1, 2, 4) if size < most]
+    sizes += range(EVERY, most, EVERY)
+    return (*sizes, most)
+
+
+class Recorder(Protocol):
+    """Turns work into something that repeats it."""
+
+    def record(self, work: Work) -> Work:
+        """`work`, to be repeated on the same tensors with new contents. It has been run before."""
+        ...
+
+
+class CudaRecorder:
+    """Captures on a stream of its own, all into one pool."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def record(self, work: Work) -> Work:
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: the HTTP server's thread may touch CUDA for /report meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            work()
+        return graph.replay
+
+
+class Repeater:
+    """Runs the work itself again: where there are no graphs."""
+
+    def record(self, work: Work) -> Work:
+        return work
+
+
+class DecodeGraphs:
+    """Recorded steps by batch size."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self.sizes = sizes
+        self._forward: dict[int, Work] = {}
+        self._sample: dict[int, Work] = {}
+
+    def bucket(self, sequences: int) -> int | None:
+        """The size to pad a batch to; None: too many for any."""
+        at = bisect_left(self.sizes, sequences)
+        return self.sizes[at] if at < len(self.sizes) else None
+
+    def add(self, size: int, forward: Work, sample: Work) -> None:
+        self._forward[size] = forward
+        self._sample[size] = sample
+
+    def forward(self, size: int) -> None:
+        """Compute the hidden states of a batch padded to `size`."""
+        self._forward[size]()
+
+    def sample(self, size: int) -> None:
+        """Choose its tokens by temperature and seed."""
+        self._sample[size]()

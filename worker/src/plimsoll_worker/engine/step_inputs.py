@@ -1,0 +1,138 @@
+"""A scheduled step as arrays: what the model, the cache and the sampler must know of it.
+
+    tokens    one entry a token to compute     place in the token table, position, cache slot
+    rows      one entry a sequence             its slot, its context after the step, its first token
+    samples   one entry a completed sequence   its last token, where the new token goes, seed, temperature
+
+In a decode step the three are the same sequences in the same order; it may be padded to a size for which
+there is a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plimsoll_worker.engine.sampler import sampling_position, temperature_of
+from plimsoll_worker.engine.scheduler import Scheduled
+from plimsoll_worker.engine.slot_tables import SlotTables
+from plimsoll_worker.engine.staging import Staging
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """Tensors on the device, views of the staging buffer. int64 where nothing else is said."""
+
+    token_places: Tensor
+    """(tokens): where each token's id stands in the flat token table."""
+    positions: Tensor
+    """(tokens)"""
+    cache_slots: Tensor
+    """(tokens): where its key and value go; -1: nowhere."""
+    slots: Tensor
+    """(rows)"""
+    context_lens: Tensor
+    """(rows) int32"""
+    query_start: Tensor
+    """(rows + 1) int32"""
+    last_tokens: Tensor
+    """(samples): rows of the hidden states that become logits."""
+    new_places: Tensor
+    """(samples): where each new token goes in the flat token table."""
+    new_positions: Tensor
+    """(samples)"""
+    seeds: Tensor
+    """(samples)"""
+    temperatures: Tensor
+    """(samples) FP32"""
+    max_query_len: int
+    max_context_len: int
+
+
+def words_needed(tokens: int, slots: int, block_size: int) -> int:
+    """Size of the staging buffer for steps of up to `tokens` tokens of `slots` sequences."""
+    per_token, per_row, grown = 3, 8, 2 * (tokens // block_size + 2 * slots)
+    arrays = 16
+    return per_token * tokens + per_row * (slots + 1) + grown + 2 * arrays
+
+
+def decode_inputs(
+    step: Ordered[Scheduled],
+    staging: Staging,
+    tables: SlotTables,
+    block_size: int,
+    *,
+    size: int,
+    longest: int,
+) -> StepInputs:
+    """A step of one token a sequence, padded to `size` rows, none with a context above `longest`."""
+    slots = [part.sequence.slot for part in step]
+    starts = [part.start for part in step]
+    padding = size - len(step)
+    places = [slot * tables.width + start for slot, start in zip(slots, starts, strict=True)]
+    idle = tables.padding * tables.width
+    cache_slots = [
+        part.sequence.block_table[part.start // block_size] * block_size + part.start % block_size
+        for part in step
+    ]
+    positions = starts + [0] * padding
+    return StepInputs(
+        token_places=staging.put(places + [idle] * padding, torch.int64),
+        positions=staging.put(positions, torch.int64),
+        cache_slots=staging.put(cache_slots + [-1] * padding, torch.int64),
+        slots=staging.put(slots + [tables.padding] * padding, torch.int64),
+        context_lens=staging.put([start + 1 for start in starts] + [0] * padding, torch.int32),
+        query_start=staging.put(np.arange(size + 1), torch.int32),
+        last_tokens=staging.put(np.arange(size), torch.int64),
+        new_places=staging.put([place + 1 for place in places] + [idle] * padding, torch.int64),
+        new_positions=staging.put([start + 1 for start in starts] + [0] * padding, torch.int64),
+        seeds=staging.put([part.sequence.seed for part in step] + [0] * padding, torch.int64),
+        temperatures=staging.put(
+            [temperature_of(part.sequence.params) for part in step] + [0.0] * padding, torch.float32
+        ),
+        max_query_len=1,
+        max_context_len=longest,
+    )
+
+
+def mixed_inputs(
+    step: Ordered[Scheduled], staging: Staging, tables: SlotTables, block_size: int
+) -> StepInputs:
+    """A step of any tokens."""
+    counts = np.array([part.count for part in step])
+    starts = np.concatenate(([0], counts.cumsum()))
+    positions = np.empty(starts[-1], dtype=np.int64)
+    places, cache_slots = np.empty_like(positions), np.empty_like(positions)
+    for index, part in enumerate(step):
+        mine = slice(starts[index], starts[index + 1])
+        own = np.arange(part.start, part.start + part.count)
+        table = np.array(part.sequence.block_table)
+        positions[mine] = own
+        places[mine] = own + part.sequence.slot * tables.width
+        cache_slots[mine] = table[own // block_size] * block_size + own % block_size
+    completed = [(index, part) for index, part in enumerate(step) if part.completes]
+    new = [sampling_position(part) for _, part in completed]
+    return StepInputs(
+        token_places=staging.put(places, torch.int64),
+        positions=staging.put(positions, torch.int64),
+        cache_slots=staging.put(cache_slots, torch.int64),
+        slots=staging.put([part.sequence.slot for part in step], torch.int64),
+        context_lens=staging.put([part.start + part.count for part in step], torch.int32),
+        query_start=staging.put(starts, torch.int32),
+        last_tokens=staging.put([starts[index + 1] - 1 for index, _ in completed], torch.int64),
+        new_places=staging.put(
+            [part.sequence.slot * tables.width + at for (_, part), at in zip(completed, new, strict=True)],
+            torch.int64,
+        ),
+        new_positions=staging.put(new, torch.int64),
+        seeds=staging.put([part.sequence.seed for _, part in completed], torch.int64),
+        temperatures=staging.put(
+            [temperature_of(part.sequence.params) for _, part in completed], torch.float32
+        ),
+        max_query_len=int(counts.max()),
+        max_context_len=max(part.start + part.count for part in step),
+    )
