@@ -418,10 +418,10 @@ REJECTIONS: dict[str, tuple[list[NodeView], list[PodView], dict[str, Any], Capab
     "an architecture that the engine does not know": (
         [gpu_node("h")],
         [],
-        {"facts": llama(8, architecture="qwen3")},
+        {"facts": llama(8, architecture="falcon")},
         CAPABILITIES,
         "EngineUnsupported",
-        ["runs the architectures llama, mistral", "this model is qwen3"],
+        ["runs the architectures llama, mistral, qwen2", "this model is falcon"],
     ),
     "a quantized checkpoint": (
         [gpu_node("h")],

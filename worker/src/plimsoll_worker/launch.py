@@ -372,7 +372,18 @@ class Capabilities(Wire):
 
 CAPABILITIES = Capabilities(
     engine_version=ENGINE_VERSION,
-    architectures=("llama", "mistral"),
+    architectures=(
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma2",
+        "gemma3_text",
+        "phi3",
+        "granite",
+        "mixtral",
+        "qwen3_moe",
+    ),
     weights={
         Device.GPU: (Precision.BF16, Precision.FP16, Precision.FP32),
         Device.CPU: (Precision.FP32,),

@@ -116,7 +116,7 @@ def _experts(fields: Fields, family: Family) -> ExpertsConfig | None:
     if family.experts is None:
         return None
     return ExpertsConfig(
-        count=fields.integer(family.experts),
+        count=fields.integer("num_local_experts", fields.integer("num_experts", family.experts)),
         per_token=fields.integer("num_experts_per_tok"),
         width=fields.integer("moe_intermediate_size", fields.integer("intermediate_size")),
         normalized=fields.flag("norm_topk_prob", default=False),

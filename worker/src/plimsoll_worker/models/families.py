@@ -45,8 +45,9 @@ class Family:
     """Layers with a window have a rope base of their own."""
     partial_rotary: bool = False
     """`partial_rotary_factor` is obeyed."""
-    experts: str | None = None
-    """The field that counts the experts."""
+    experts: int | None = None
+    """How many a layer has unless config.json says so, as `num_local_experts` (transformers 5) or
+    `num_experts`; None: a family without experts."""
     stacked_projections: bool = False
     """Checkpoints hold q, k, v and gate, up as one matrix each."""
     interleaved_pairs: bool = False
@@ -155,12 +156,11 @@ FAMILIES: Mapping[str, Family] = {
             "rope_theta": 1_000_000.0,
             "num_key_value_heads": 8,
             "max_position_embeddings": 131_072,
-            "num_local_experts": 8,
             "num_experts_per_tok": 2,
             "norm_topk_prob": True,
         },
         windows="uniform",
-        experts="num_local_experts",
+        experts=8,
         interleaved_pairs=True,
         gguf="llama",
     ),
@@ -170,7 +170,6 @@ FAMILIES: Mapping[str, Family] = {
             "num_key_value_heads": 4,
             "max_position_embeddings": 32_768,
             "sliding_window": 4096,
-            "num_experts": 128,
             "num_experts_per_tok": 8,
             "moe_intermediate_size": 768,
             "norm_topk_prob": False,
@@ -178,7 +177,7 @@ FAMILIES: Mapping[str, Family] = {
         biases="attention_bias",
         windows="switched",
         qk_norm=True,
-        experts="num_experts",
+        experts=128,
         gguf="qwen3moe",
     ),
 }
