@@ -135,6 +135,17 @@ REFUSED = {
         _hub(quantization={"weights": "FP7"}), "quantization.weights", "FP32"
     ),
     "device that nobody knows": Refused(_hub(placement={"device": "TPU"}), "placement.device", "GPU"),
+    "slices on CPU": Refused(
+        _hub(placement={"device": "CPU", "sharing": "MIG"}), "placement", "sharing: MIG is for device GPU"
+    ),
+    "claims on CPU": Refused(
+        _hub(placement={"device": "CPU", "allocation": "DRA"}), "placement", "allocation is for device GPU"
+    ),
+    "a model cut over slices": Refused(
+        _hub(placement={"sharing": "MIG"}, parallelism={"tensor": 2}),
+        "",
+        "a model is not cut over MIG slices: remove parallelism.tensor",
+    ),
 }
 
 ACCEPTED = {

@@ -141,3 +141,58 @@ def test_without_files_and_without_a_cluster_it_says_what_to_give(
     code, _, err = run(capsys, "inventory")
     assert code == 2
     assert "give saved objects with -f" in err
+
+
+def test_devices_of_dra_are_listed_with_who_holds_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attributes = {"type": {"string": "gpu"}, "productName": {"string": "NVIDIA L4"}}
+    capacity = {"memory": {"value": "23034Mi"}}
+    devices = [{"name": f"gpu-{n}", "attributes": attributes, "capacity": capacity} for n in range(2)]
+    pool = {"name": "a", "generation": 1, "resourceSliceCount": 1}
+    slices = {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceSlice",
+        "metadata": {"name": "a-gpus"},
+        "spec": {"driver": "gpu.nvidia.com", "nodeName": "a", "pool": pool, "devices": devices},
+    }
+    result = {"driver": "gpu.nvidia.com", "pool": "a", "device": "gpu-1"}
+    claim = {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaim",
+        "metadata": {"name": "c", "namespace": "default"},
+        "status": {"allocation": {"devices": {"results": [result]}}},
+    }
+    bare = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}, "status": {}}
+    path = saved(tmp_path / "all.yaml", bare, slices, claim)
+    code, out, _ = run(capsys, "inventory", "-f", path, "-o", "json")
+    assert code == 0
+    assert json.loads(out) == [
+        {
+            "node": "a",
+            "vendor": "NVIDIA",
+            "product": "NVIDIA-L4",
+            "memoryBytes": 23034 << 20,
+            "computeCapability": None,
+            "total": 2,
+            "free": 1,
+            "sharing": "None",
+            "usable": True,
+            "reason": "",
+        }
+    ]
+    _, table, _ = run(capsys, "inventory", "-f", path)
+    assert "1 of 2" in table
+    assert "DRA" in table
+
+
+def test_a_slice_is_a_row_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cut = node("cut")
+    cut["status"]["allocatable"]["nvidia.com/mig-1g.10gb"] = "7"
+    _, out, _ = run(capsys, "inventory", "-f", saved(tmp_path / "nodes.yaml", cut), "-o", "json")
+    assert [
+        (entry["product"], entry["sharing"], entry["usable"], entry["free"]) for entry in json.loads(out)
+    ] == [
+        ("NVIDIA-H100-80GB-HBM3-MIG-1g.10gb", "MIG", True, 7),
+        ("NVIDIA-H100-80GB-HBM3", "None", True, 8),
+    ]

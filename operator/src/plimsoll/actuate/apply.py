@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
+from typing import Any
 
+from plimsoll.actuate.ownership import REVISION
 from plimsoll.actuate.recorder import Recorder
 from plimsoll.api.v1alpha1 import API_VERSION, KIND
 from plimsoll.cluster import kube as api
@@ -125,6 +127,9 @@ class Executor:
                 answer = self._kube.apply(api.SERVICES, namespace, body["metadata"]["name"], body)
                 self._state.services.learn(answer)
             case DeleteRevision(name):
+                if view.slices:
+                    # First the templates: while the revision is there, this is done again.
+                    self._kube.delete_all(api.CLAIM_TEMPLATES, namespace, f"{REVISION}={name}")
                 self._delete(api.REVISIONS, namespace, name, "")
             case EmitEvent():
                 self._recorder.tell(resource.owner, action, now)
@@ -160,6 +165,8 @@ class Executor:
         if action.pinned:
             self._promise(action, view)
         try:
+            if action.template is not None:
+                self._ensure_template(action.template, namespace, resource)
             self._kube.create(api.PODS, namespace, action.body)
         except api.AlreadyExists:
             found = self._kube.get(api.PODS, namespace, action.name)
@@ -174,6 +181,17 @@ class Executor:
         except api.KubeError:
             self._ledger.release(key)
             raise
+
+    def _ensure_template(self, body: Mapping[str, Any], namespace: str, resource: Resource) -> None:
+        """Its name follows from the plan, so one that is there says the same."""
+        name = body["metadata"]["name"]
+        try:
+            self._kube.create(api.CLAIM_TEMPLATES, namespace, body)
+        except api.AlreadyExists:
+            if not _owned(self._kube.get(api.CLAIM_TEMPLATES, namespace, name), resource):
+                raise api.Refused(
+                    f"ResourceClaimTemplate {name} exists and belongs to something else: delete it"
+                ) from None
 
     def _promise(self, action: CreatePod, view: ClusterView) -> None:
         pod = pod_view(dict(action.body))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from plimsoll.actuate import claims
 from plimsoll.actuate.launches import HUB_FOLDER, MODELS, launch
 from plimsoll.actuate.ownership import INSPECT, PLAN, WORKER, Owner, digest, labels, metadata
 from plimsoll.actuate.revisions import Revision, model_key
@@ -119,6 +120,8 @@ def worker_pod(
     name = worker_pod_name(revision.name, placement.replica, placement.stage, attempt)
     unplaced = plan.model_copy(update={"placements": [], "rejected": []})
     annotations = dict(overlay.annotations) | {PLAN: unplaced.model_dump_json(by_alias=True)}
+    if claims.is_claimed(plan):
+        annotations |= claims.annotation(plan)
     volumes, mounts = _scratch()
     volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": str(SHARED_MEMORY_BYTES)}})
     mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 - the pod's own emptyDir
@@ -151,6 +154,8 @@ def worker_pod(
         "containers": [container],
         "volumes": volumes,
     }
+    if claims.is_claimed(plan):
+        pod["resourceClaims"] = claims.pod_claims(plan)
     if overlay.runtime_class_name:
         pod["runtimeClassName"] = overlay.runtime_class_name
     if spec.placement.priority_class_name:
@@ -196,13 +201,18 @@ def _from_secret(name: str, reference: SecretKeyRef | None) -> dict[str, Any] | 
 def _worker_resources(plan: PlanStatus, requests: Resources) -> dict[str, Any]:
     """Extended resources must be limits; memory has its limit at the request, because the plan promised no
     more; CPU has none, so that idle cores are used."""
-    extended = {name: str(amount) for name, amount in requests.extended.items() if amount}
+    claimed = claims.is_claimed(plan)
+    extended = {name: str(amount) for name, amount in requests.extended.items() if amount and not claimed}
     asked = {
         "cpu": f"{requests.cpu_millis}m",
         "memory": str(requests.memory_bytes),
         "ephemeral-storage": str(requests.ephemeral_bytes),
     }
-    return {"requests": asked | extended, "limits": {"memory": str(plan.host_memory_bytes)} | extended}
+    resources: dict[str, Any] = {
+        "requests": asked | extended,
+        "limits": {"memory": str(plan.host_memory_bytes)} | extended,
+    }
+    return resources | ({"claims": [{"name": claims.REQUEST}]} if claimed else {})
 
 
 def _probes(checkpoint_bytes: int) -> dict[str, Any]:

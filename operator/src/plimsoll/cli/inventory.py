@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +15,15 @@ from plimsoll.cli.live import Cluster, ContextOption
 from plimsoll.cli.manifests import Objects, read_objects
 from plimsoll.cli.output import BadInputError, Format, OutputOption, gib, write
 from plimsoll.inventory.capacity import free_by_node
-from plimsoll.inventory.labels import GPUClass, gpu_classes
+from plimsoll.inventory.gpu_class import Allocation, GPUClass
 
 FilesOption = Annotated[
     list[Path],
-    typer.Option("--file", "-f", help="Saved nodes and pods (YAML or JSON); default: the live cluster."),
+    typer.Option(
+        "--file",
+        "-f",
+        help="Saved nodes, pods, ResourceSlices and ResourceClaims; default: the live cluster.",
+    ),
 ]
 
 
@@ -30,61 +36,74 @@ def command(
     objects = read_objects(files) if files else Cluster(context).objects()
     if files and not objects.of("Node"):
         raise BadInputError(f"{', '.join(map(str, files))}: no objects of kind Node")
-    entries = document(objects)
+    rows = list(_rows(objects))
     if output is Format.TABLE:
-        _print(entries)
+        _print(rows)
     else:
-        write(entries, output)
+        write([_entry(row) for row in rows], output)
 
 
-def document(objects: Objects) -> list[dict[str, Any]]:
-    """One entry per GPU class of a node, by node name."""
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One kind of GPU of a node."""
+
+    node: str
+    gpu: GPUClass
+    free: int
+
+
+def _rows(objects: Objects) -> Iterator[_Row]:
+    """By node name."""
     nodes = sorted(objects.nodes(), key=lambda node: node.name)
     free = free_by_node(nodes, objects.pods())
-    return [
-        _entry(node.name, gpu, max(0, free[node.name].extended.get(gpu.resource_name, 0)))
-        for node in nodes
-        for gpu in gpu_classes(node)
-    ]
+    for node in nodes:
+        for gpu in node.gpus:
+            yield _Row(node.name, gpu, max(0, free[node.name].extended.get(gpu.resource_name, 0)))
 
 
-def _entry(node: str, gpu: GPUClass, free: int) -> dict[str, Any]:
-    capability = gpu.compute_capability
+def _entry(row: _Row) -> dict[str, Any]:
+    gpu = row.gpu
     return {
-        "node": node,
+        "node": row.node,
         "vendor": gpu.vendor,
         "product": gpu.product,
         "memoryBytes": gpu.memory_bytes,
-        "computeCapability": f"{capability[0]}.{capability[1]}" if capability else None,
+        "computeCapability": _capability(gpu) or None,
         "total": gpu.total,
-        "free": free,
+        "free": row.free,
         "sharing": gpu.sharing.value,
         "usable": gpu.usable,
         "reason": gpu.reason,
     }
 
 
-def _print(entries: list[dict[str, Any]]) -> None:
+def _capability(gpu: GPUClass) -> str:
+    return ".".join(map(str, gpu.compute_capability)) if gpu.compute_capability else ""
+
+
+def _print(rows: Sequence[_Row]) -> None:
     console = Console(highlight=False)
-    if not entries:
+    if not rows:
         console.print("no node has a GPU")
         return
     table = Table(box=None, pad_edge=False)
-    for name in ("NODE", "PRODUCT", "MEMORY", "CC", "FREE", "SHARING", "USABLE"):
+    for name in ("NODE", "PRODUCT", "MEMORY", "CC", "FREE", "SHARING", "FROM", "USABLE"):
         table.add_column(
             name, no_wrap=name != "PRODUCT", justify="right" if name in ("MEMORY", "FREE") else "left"
         )
-    for entry in entries:
+    for row in rows:
+        gpu = row.gpu
         table.add_row(
-            entry["node"],
-            entry["product"] or f"({entry['vendor']})",
-            gib(entry["memoryBytes"]) if entry["memoryBytes"] else "?",
-            entry["computeCapability"] or "?",
-            f"{entry['free']} of {entry['total']}",
-            entry["sharing"],
-            "yes" if entry["usable"] else "no",
+            row.node,
+            gpu.product or f"({gpu.vendor})",
+            gib(gpu.memory_bytes) if gpu.memory_bytes else "?",
+            _capability(gpu) or "?",
+            f"{row.free} of {gpu.total}",
+            gpu.sharing.value,
+            gpu.resource_name if gpu.allocation is Allocation.DEVICE_PLUGIN else "DRA",
+            "yes" if gpu.usable else "no",
         )
     console.print(table)
-    for entry in entries:
-        if entry["reason"]:
-            console.print(f"{entry['node']}: {entry['reason']}", soft_wrap=True)
+    for row in rows:
+        if row.gpu.reason:
+            console.print(f"{row.node}: {row.gpu.reason}", soft_wrap=True)

@@ -44,16 +44,22 @@ class Cluster:
         self.namespace = str((active.get("context") or {}).get("namespace") or "default")
 
     def objects(self) -> Objects:
-        """Nodes, pods of all namespaces, claims and volumes."""
+        """Nodes, pods of all namespaces, claims and volumes; slices and claims of devices where the API
+        server serves them."""
         kinds = (
             ("Node", self._kube.NODES),
             ("Pod", self._kube.PODS),
             ("PersistentVolumeClaim", self._kube.CLAIMS),
             ("PersistentVolume", self._kube.VOLUMES),
+            ("ResourceSlice", self._kube.RESOURCE_SLICES),
+            ("ResourceClaim", self._kube.RESOURCE_CLAIMS),
         )
+        optional = (self._kube.RESOURCE_SLICES, self._kube.RESOURCE_CLAIMS)
         found = Objects()
         for name, kind in kinds:
             try:
+                if kind in optional and not self._client.serves(kind):
+                    continue
                 items, _ = self._client.list(kind)
             except self._kube.KubeError as error:
                 raise BadInputError(f"listing {kind.plural}: {error.message}") from error

@@ -16,12 +16,22 @@ from pydantic import BaseModel, ValidationError
 
 from plimsoll.api.v1alpha1 import API_VERSION, KIND, LLMDeployment
 from plimsoll.cli.output import BadInputError
+from plimsoll.inventory.device_pools import DevicePools
+from plimsoll.inventory.dra import claim_view, slice_view
 from plimsoll.inventory.nodes import node_view, pod_view, pods_using, volume_view
 from plimsoll.inventory.quantity import QuantityError
 from plimsoll.inventory.views import NodeView, PodView, VolumeView
 
 Object = dict[str, Any]
-KNOWN = ("Node", "Pod", "PersistentVolumeClaim", "PersistentVolume", KIND)
+KNOWN = (
+    "Node",
+    "Pod",
+    "PersistentVolumeClaim",
+    "PersistentVolume",
+    "ResourceSlice",
+    "ResourceClaim",
+    KIND,
+)
 
 
 @dataclass
@@ -37,14 +47,23 @@ class Objects:
         return self.by_kind.get(kind, [])
 
     def nodes(self) -> tuple[NodeView, ...]:
-        return tuple(node_view(obj) for obj in self.of("Node"))
+        """All nodes, devices of DRA among their GPUs."""
+        return self._counted()[0]
 
     def pods(self) -> tuple[PodView, ...]:
-        """Unfinished pods. Raises BadInputError naming pod and container."""
+        """Unfinished pods with what they hold. Raises BadInputError naming pod and container."""
+        return self._counted()[1]
+
+    def _counted(self) -> tuple[tuple[NodeView, ...], tuple[PodView, ...]]:
+        nodes = tuple(node_view(obj) for obj in self.of("Node"))
         try:
-            return tuple(view for obj in self.of("Pod") if (view := pod_view(obj)) is not None)
+            pods = tuple(view for obj in self.of("Pod") if (view := pod_view(obj)) is not None)
         except QuantityError as error:
             raise BadInputError(str(error)) from error
+        slices = filter(None, map(slice_view, self.of("ResourceSlice")))
+        claims = filter(None, map(claim_view, self.of("ResourceClaim")))
+        nodes, holders = DevicePools(slices).count(nodes, pods, claims)
+        return nodes, tuple(holders.get(pod.uid, pod) for pod in pods)
 
     def volume(self, namespace: str, claim: str) -> VolumeView | None:
         """The claim's view; None when no claims were given at all, so nothing is known about volumes."""

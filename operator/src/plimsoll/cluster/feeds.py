@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from plimsoll.actuate.ownership import OWN_SELECTOR
 from plimsoll.cluster import kube as api
-from plimsoll.cluster.informer import KubeSource, Reflector
+from plimsoll.cluster.informer import KubeSource, OptionalSource, Reflector
 from plimsoll.cluster.state import ClusterState
 
 
 def feeds(kube: api.Kube, state: ClusterState) -> list[Reflector]:
-    """A reflector for each kind that planning or the lifecycle reads. LLMDeployments come through kopf."""
+    """A reflector for each kind that planning or the lifecycle reads. LLMDeployments come through kopf.
+    DRA is followed where the API server serves it."""
     return [
         Reflector("nodes", KubeSource(kube, api.NODES), state.nodes),
         Reflector("pods", KubeSource(kube, api.PODS), state.pods),
         Reflector("claims", KubeSource(kube, api.CLAIMS), state.claims),
         Reflector("volumes", KubeSource(kube, api.VOLUMES), state.volumes),
+        Reflector("slices", OptionalSource(kube, api.RESOURCE_SLICES), state.slices),
+        Reflector("device-claims", OptionalSource(kube, api.RESOURCE_CLAIMS), state.device_claims),
         Reflector("priorities", KubeSource(kube, api.PRIORITIES), state.priorities),
         Reflector("services", KubeSource(kube, api.SERVICES, OWN_SELECTOR), state.services),
         Reflector("revisions", KubeSource(kube, api.REVISIONS, OWN_SELECTOR), state.revisions),

@@ -72,6 +72,24 @@ class KubeSource:
         )
 
 
+NOT_SERVED = ""
+"""In place of a resourceVersion."""
+
+
+@dataclass(frozen=True)
+class OptionalSource(KubeSource):
+    """A kind that the API server may not serve, or not yet: empty until it does, asked for now and then."""
+
+    def list(self) -> tuple[list[Object], str]:
+        return super().list() if self.kube.serves(self.kind) else ([], NOT_SERVED)
+
+    def watch(self, resource_version: str) -> Iterator[Object]:
+        if resource_version != NOT_SERVED:
+            yield from super().watch(resource_version)
+        elif self.kube.serves(self.kind):
+            raise Gone(f"{self.kind.plural} are served now")
+
+
 class Backoff:
     """Doubling pauses with jitter: between half and all of the step."""
 

@@ -69,13 +69,16 @@ class Kind:
     group_version: str
     plural: str
 
+    @property
+    def root(self) -> str:
+        """Where its group and version are."""
+        core = "/" not in self.group_version
+        return f"/api/{self.group_version}" if core else f"/apis/{self.group_version}"
+
     def path(
         self, namespace: str | None = None, name: str | None = None, subresource: str | None = None
     ) -> str:
-        root = (
-            f"/api/{self.group_version}" if "/" not in self.group_version else f"/apis/{self.group_version}"
-        )
-        parts = [root]
+        parts = [self.root]
         if namespace:
             parts += ["namespaces", namespace]
         parts.append(self.plural)
@@ -88,6 +91,9 @@ PODS = Kind("v1", "pods")
 CLAIMS = Kind("v1", "persistentvolumeclaims")
 VOLUMES = Kind("v1", "persistentvolumes")
 SERVICES = Kind("v1", "services")
+RESOURCE_SLICES = Kind("resource.k8s.io/v1", "resourceslices")
+RESOURCE_CLAIMS = Kind("resource.k8s.io/v1", "resourceclaims")
+CLAIM_TEMPLATES = Kind("resource.k8s.io/v1", "resourceclaimtemplates")
 REVISIONS = Kind("apps/v1", "controllerrevisions")
 PRIORITIES = Kind("scheduling.k8s.io/v1", "priorityclasses")
 EVENTS = Kind("events.k8s.io/v1", "events")
@@ -173,6 +179,14 @@ class Kube:
                         if line:
                             yield json.loads(line)
 
+    def serves(self, kind: Kind) -> bool:
+        """Whether the API server has this kind in this version."""
+        try:
+            found = self._json("GET", kind.root)
+        except NotFound:
+            return False
+        return any(entry.get("name") == kind.plural for entry in found.get("resources") or ())
+
     def get(self, kind: Kind, namespace: str | None, name: str) -> Object:
         return self._json("GET", kind.path(namespace, name))
 
@@ -201,6 +215,12 @@ class Kube:
             body["preconditions"] = {"uid": uid}
         with contextlib.suppress(NotFound):
             self._json("DELETE", kind.path(namespace, name), {}, body)
+
+    def delete_all(self, kind: Kind, namespace: str, selector: str) -> None:
+        """Delete what the selector selects; nothing there, or no such kind, is no error."""
+        metrics.API_WRITES.labels(kind.plural, "delete").inc()
+        with contextlib.suppress(NotFound):
+            self._json("DELETE", kind.path(namespace), {"labelSelector": selector})
 
     def _json(
         self,

@@ -147,6 +147,8 @@ class CreatePod:
     body: Object
     pinned: bool
     """Its capacity was planned: promised in the ledger until an informer shows the pod."""
+    template: Object | None = None
+    """ResourceClaimTemplate that must be there before the pod."""
 
     @property
     def name(self) -> str:

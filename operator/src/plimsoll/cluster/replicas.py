@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from plimsoll.actuate.claims import claim_template, is_claimed
 from plimsoll.actuate.pods import worker_pod, worker_pod_name
 from plimsoll.actuate.revisions import Revision
 from plimsoll.api.conditions import Failure
@@ -201,7 +202,8 @@ class _Round:
         if name in self._seen.promised:
             return
         body = worker_pod(self._revision, self._plan, placement, attempt, self._requests, self._seen.defaults)
-        self._creates.append(CreatePod(body, pinned=True))
+        template = claim_template(self._revision, self._plan) if is_claimed(self._plan) else None
+        self._creates.append(CreatePod(body, pinned=True, template=template))
 
     def _attempt(self, replica: int, pods: Iterable[OwnPod]) -> int:
         """The number the next pod of this replica carries. What status says is kept until a pod with that

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +19,8 @@ from plimsoll.actuate.revisions import Revision
 from plimsoll.cluster.own_pods import OwnPod, own_pod
 from plimsoll.cluster.resource import Resource, is_newer
 from plimsoll.inventory.capacity import held_on
+from plimsoll.inventory.device_pools import DevicePools
+from plimsoll.inventory.dra import ClaimView, SliceView, claim_view, slice_view
 from plimsoll.inventory.nodes import node_view, pod_view
 from plimsoll.inventory.selectors import pinned_node
 from plimsoll.inventory.views import NodeView, PodView
@@ -157,6 +159,8 @@ class ClusterView:
     volumes: Mapping[Key, Object]
     services: Mapping[Key, Object]
     revisions: Mapping[Key, Revision]
+    slices: Mapping[Key, SliceView]
+    """ResourceSlices of GPU drivers; their devices are in `nodes` and `pods`."""
     priorities: Mapping[str, int]
     """PriorityClasses by name; the empty name stands for the cluster's default."""
     resources: Mapping[Key, Resource]
@@ -183,6 +187,9 @@ class ClusterState:
         self.pods: View[PodEntry] = View(_pod, lock, on_change)
         self.claims: View[Object] = View(_claim, lock, on_change)
         self.volumes: View[Object] = View(_volume, lock, on_change)
+        self.slices: View[SliceView] = View(slice_view, lock, on_change)
+        self.device_claims: View[ClaimView] = View(claim_view, lock, on_change)
+        self._pools: tuple[tuple[SliceView, ...], DevicePools] = ((), DevicePools(()))
         self.services: View[Object] = View(_service, lock, on_change)
         self.revisions: View[Revision] = View(Revision.parse, lock, on_change)
         self.priorities: View[PriorityClass] = View(_priority, lock, on_change)
@@ -190,16 +197,35 @@ class ClusterState:
 
     def snapshot(self) -> ClusterView:
         with self._lock:
+            slices = self.slices.entries()
+            nodes, pods = self._with_devices(tuple(slices.values()))
             return ClusterView(
-                nodes=tuple(self.nodes.entries().values()),
-                pods=self.pods.entries(),
+                nodes=nodes,
+                pods=pods,
                 claims=self.claims.entries(),
                 volumes=self.volumes.entries(),
+                slices=slices,
                 services=self.services.entries(),
                 revisions=self.revisions.entries(),
                 priorities=_by_name(list(self.priorities.entries().values())),
                 resources=self.resources.entries(),
             )
+
+    def _with_devices(
+        self, slices: tuple[SliceView, ...]
+    ) -> tuple[tuple[NodeView, ...], dict[Key, PodEntry]]:
+        """Nodes and pods with the devices of DRA counted in."""
+        nodes, pods = tuple(self.nodes.entries().values()), self.pods.entries()
+        if not slices:
+            return nodes, pods
+        if slices != self._pools[0]:
+            self._pools = slices, DevicePools(slices)
+        views = [entry.view for entry in pods.values() if entry.view]
+        nodes, holders = self._pools[1].count(nodes, views, self.device_claims.entries().values())
+        for key, entry in pods.items():
+            if entry.view and (holder := holders.get(entry.view.uid)):
+                pods[key] = replace(entry, view=holder)
+        return nodes, pods
 
 
 def _pod(obj: Object) -> PodEntry | None:

@@ -89,6 +89,9 @@ class DevicePools:
         alone: dict[str, Counter[str]] = {}
         seen: set[Unit] = set()
         for claim in sorted(claims, key=lambda view: (view.namespace, view.name)):
+            if claim.owner and claim.owner not in node_of:
+                # Its pod is counted where it was promised until it shows, and gone when it does not.
+                continue
             for device in claim.devices:
                 name = where.get(device, "")
                 unit, resource = self._nodes[name].units[device] if name else ((), "")

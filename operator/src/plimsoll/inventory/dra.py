@@ -68,8 +68,10 @@ class ClaimView:
     namespace: str
     name: str
     devices: tuple[DeviceId, ...]
+    owner: str
+    """UID of the pod that it was made for and goes with; empty for claims that somebody made."""
     pods: frozenset[str]
-    """UIDs of the pods that own it or that it is reserved for."""
+    """UIDs of the pods that it is reserved for, the owner included."""
 
 
 def slice_view(obj: Object) -> SliceView | None:
@@ -100,12 +102,15 @@ def claim_view(obj: Object) -> ClaimView | None:
     )
     if not devices:
         return None
-    holders = (*_parts(meta, "ownerReferences"), *_parts(status, "reservedFor"))
+    owners = (ref for ref in _parts(meta, "ownerReferences") if ref.get("kind") == "Pod")
+    owner = next((str(ref.get("uid") or "") for ref in owners), "")
+    reserved = {str(pod["uid"]) for pod in _parts(status, "reservedFor") if pod.get("uid")}
     return ClaimView(
         namespace=str(meta.get("namespace") or "default"),
         name=str(meta.get("name") or ""),
         devices=devices,
-        pods=frozenset(str(holder["uid"]) for holder in holders if holder.get("uid")),
+        owner=owner,
+        pods=frozenset({owner, *reserved} - {""}),
     )
 
 

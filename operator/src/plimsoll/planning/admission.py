@@ -86,6 +86,7 @@ def _asks(request: DeploymentRequest) -> Hashable:
     return (
         placement.device,
         placement.sharing,
+        placement.allocation,
         tuple(sorted(placement.node_selector.items())),
         tuple((t.key, t.operator, t.value, t.effect) for t in placement.tolerations),
         tuple(wished.products),

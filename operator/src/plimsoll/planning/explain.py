@@ -20,6 +20,7 @@ from plimsoll.api.v1alpha1 import (
     WeightsPrecision,
 )
 from plimsoll.inventory.capacity import free_by_node, held_on
+from plimsoll.inventory.gpu_class import Allocation
 from plimsoll.inventory.views import NodeView, PodView
 from plimsoll.model.facts import ModelFacts
 from plimsoll.planning import words
@@ -137,6 +138,9 @@ def reasons(plan: PlanStatus, spec: LLMDeploymentSpec) -> tuple[str, ...]:
         told.append(
             f"{gpus} of {plan.product} a replica{each}: {needed} a GPU under a line of {drawn}{fewest}"
         )
+        if plan.allocation == Allocation.DRA:
+            device_class = plan.resource_name.partition("/")[0]
+            told.append(f"GPUs are claimed by DRA, from the DeviceClass {device_class}")
     return tuple(told)
 
 

@@ -266,6 +266,7 @@ def _draft(option: Option) -> PlanStatus:
         device=config.device,
         product=option.product,
         resource_name=option.resource,
+        allocation=option.gpu.allocation.value if option.gpu else "",
         weights=option.formats.weights,
         compute=None if option.formats.weights.computes else option.formats.compute,
         checkpoint_format=option.formats.checkpoint,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from plimsoll.api.v1alpha1 import GPUSharing, Placement
+from plimsoll.api.v1alpha1 import GPUAllocation, GPUSharing, Placement
 from plimsoll.inventory.gpu_class import GPUClass, Sharing
 from plimsoll.inventory.products import names
 from plimsoll.inventory.quantity import at_least
@@ -92,7 +92,7 @@ class Wanted:
 
     def __init__(self, placement: Placement) -> None:
         accelerators = placement.accelerators
-        self._sharing = placement.sharing
+        self._sharing, self._allocation = placement.sharing, placement.allocation
         self._products = tuple(accelerators.products)
         self._memory_text = accelerators.min_memory
         self._memory = at_least(accelerators.min_memory) if accelerators.min_memory else 0
@@ -104,6 +104,8 @@ class Wanted:
         if sliced is not (self._sharing is GPUSharing.MIG):
             has = f"MIG slices ({gpu.product})" if sliced else f"whole GPUs ({gpu.product})"
             return f"has {has}, placement.sharing is {self._sharing}"
+        if self._allocation is not GPUAllocation.AUTO and self._allocation.value != gpu.allocation.value:
+            return f"has {gpu.product} by {gpu.allocation}, placement.allocation is {self._allocation}"
         if self._products and not any(names(wish, gpu.product) for wish in self._products):
             wishes = ", ".join(self._products)
             return f"has {gpu.product}, placement.accelerators.products asks for {wishes}"

@@ -163,6 +163,14 @@ class GPUSharing(StrEnum):
     MIG = "MIG"
 
 
+class GPUAllocation(StrEnum):
+    """Who hands GPUs to worker pods."""
+
+    AUTO = "Auto"
+    DEVICE_PLUGIN = "DevicePlugin"
+    DRA = "DRA"
+
+
 class Placement(Model):
     """Where replicas may run."""
 
@@ -173,6 +181,9 @@ class Placement(Model):
     sharing: GPUSharing = GPUSharing.EXCLUSIVE
     """Exclusive: whole GPUs. MIG: one MIG slice a replica, a part of a GPU with memory of its own. Default:
     Exclusive."""
+    allocation: GPUAllocation = GPUAllocation.AUTO
+    """DevicePlugin: worker pods ask for nvidia.com/gpu. DRA: they claim devices that a driver published in
+    ResourceSlices. Auto: as each node offers its GPUs; the plan tells which. Default: Auto."""
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] = Field(default_factory=dict)
     """Labels a node must have."""
     tolerations: Annotated[list[Toleration], Field(max_length=16)] = Field(default_factory=list)
@@ -197,6 +208,11 @@ class Placement(Model):
             "self.device == 'GPU' || !has(self.sharing) || self.sharing == 'Exclusive'",
             lambda placement: placement.device is Device.GPU or placement.sharing is GPUSharing.EXCLUSIVE,
             "sharing: MIG is for device GPU: remove it or write device: GPU",
+        ),
+        Rule(
+            "self.device == 'GPU' || !has(self.allocation) || self.allocation == 'Auto'",
+            lambda placement: placement.device is Device.GPU or placement.allocation is GPUAllocation.AUTO,
+            "allocation is for device GPU: remove it or write device: GPU",
         ),
         label_keys("node_selector", "nodeSelector"),
         Rule(
@@ -371,6 +387,16 @@ class LLMDeploymentSpec(Model):
                 or {spec.parallelism.tensor, spec.parallelism.pipeline} <= {None, 1}
             ),
             "parallelism is for device GPU: remove tensor and pipeline, or write placement.device: GPU",
+        ),
+        Rule(
+            "!has(self.placement) || !has(self.placement.sharing) || self.placement.sharing != 'MIG' || "
+            "!has(self.parallelism) || ((!has(self.parallelism.tensor) || self.parallelism.tensor == 1) && "
+            "(!has(self.parallelism.pipeline) || self.parallelism.pipeline == 1))",
+            lambda spec: (
+                spec.placement.sharing is GPUSharing.EXCLUSIVE
+                or {spec.parallelism.tensor, spec.parallelism.pipeline} <= {None, 1}
+            ),
+            "a model is not cut over MIG slices: remove parallelism.tensor and .pipeline, or placement.sharing",
         ),
         Rule(
             f"{_ON_GPU} || !has(self.workload) || ((!has(self.workload.objective) || "

@@ -113,7 +113,10 @@ class PlanStatus(Model):
     product: ShortText = ""
     """GPU product; empty on CPU."""
     resource_name: ShortText = ""
-    """Extended resource of the GPUs, for example nvidia.com/gpu; empty on CPU."""
+    """Extended resource of the GPUs, for example nvidia.com/gpu; with DRA the DeviceClass and the product
+    that worker pods claim. Empty on CPU."""
+    allocation: Literal["", "DevicePlugin", "DRA"] = ""
+    """Who hands the GPUs to worker pods; empty on CPU."""
     weights: Precision
     """Element type of the weights in device memory; of a quantized checkpoint, of what it leaves
     unquantized."""
