@@ -134,6 +134,53 @@ REFUSED = {
     "precision that nobody knows": Refused(
         _hub(quantization={"weights": "FP7"}), "quantization.weights", "FP32"
     ),
+    "mean context above the longest": Refused(
+        _hub(workload={"maxContextTokens": 4096, "meanContextTokens": 8192}),
+        "workload",
+        "write the mean, maxContextTokens or less",
+    ),
+    "objective that nobody knows": Refused(
+        _hub(workload={"objective": "Cheapest"}), "workload.objective", "FewestGPUs"
+    ),
+    "target of nothing": Refused(
+        _hub(workload={"targets": {"timePerOutputTokenMilliseconds": 0}}),
+        "workload.targets.timePerOutputTokenMilliseconds",
+        "greater than or equal to 1",
+    ),
+    "floor beside a precision": Refused(
+        _hub(quantization={"weights": "INT8", "floor": "INT8"}),
+        "quantization",
+        "remove floor, or write weights: Auto",
+    ),
+    "floor beside Native": Refused(
+        _hub(quantization={"weights": "Native", "floor": "INT4"}),
+        "quantization",
+        "remove floor, or write weights: Auto",
+    ),
+    "cache that nobody keeps": Refused(_hub(quantization={"kvCache": "INT8"}), "quantization.kvCache", "FP8"),
+    "more ranks than a node has": Refused(
+        _hub(parallelism={"tensor": 32}), "parallelism.tensor", "less than or equal to 16"
+    ),
+    "ranks on a CPU": Refused(
+        _hub(parallelism={"tensor": 2}, placement={"device": "CPU"}),
+        "",
+        "remove tensor and pipeline, or write placement.device: GPU",
+    ),
+    "stages on a CPU": Refused(
+        _hub(parallelism={"pipeline": 2}, placement={"device": "CPU"}),
+        "",
+        "remove tensor and pipeline, or write placement.device: GPU",
+    ),
+    "target on a CPU": Refused(
+        _hub(workload={"targets": {"timeToFirstTokenMilliseconds": 500}}, placement={"device": "CPU"}),
+        "",
+        "remove workload.targets",
+    ),
+    "objective of time on a CPU": Refused(
+        _hub(workload={"objective": "Latency"}, placement={"device": "CPU"}),
+        "",
+        "write objective: FewestGPUs or Quality",
+    ),
     "device that nobody knows": Refused(_hub(placement={"device": "TPU"}), "placement.device", "GPU"),
     "slices on CPU": Refused(
         _hub(placement={"device": "CPU", "sharing": "MIG"}), "placement", "sharing: MIG is for device GPU"
@@ -156,8 +203,16 @@ ACCEPTED = {
             "credentialsSecretRef": {"name": "hf-token"},
             "servedName": "mistral",
         },
-        "workload": {"maxContextTokens": 32768, "maxConcurrentSequences": 64, "maxBatchedTokens": 2048},
-        "quantization": {"weights": "BF16"},
+        "workload": {
+            "maxContextTokens": 32768,
+            "maxConcurrentSequences": 64,
+            "meanContextTokens": 4096,
+            "maxBatchedTokens": 2048,
+            "targets": {"timePerOutputTokenMilliseconds": 50, "timeToFirstTokenMilliseconds": 1000},
+            "objective": "Throughput",
+        },
+        "quantization": {"weights": "Auto", "floor": "INT4", "kvCache": "Auto"},
+        "parallelism": {"tensor": 8, "pipeline": 2, "multiNode": "Never"},
         "placement": {
             "accelerators": {"products": ["H100", "L4"], "minMemory": "40Gi", "minComputeCapability": "8.9"},
             "nodeSelector": {"example.com/pool": "inference", "empty": ""},
@@ -182,6 +237,12 @@ ACCEPTED = {
     },
     "volume by its root": {"model": VOLUME},
     "file on a volume, on CPU": {**_volume(path="smollm2/a..b.gguf"), "placement": {"device": "CPU"}},
+    "one rank and one stage on a CPU": _hub(
+        parallelism={"tensor": 1, "pipeline": 1},
+        placement={"device": "CPU"},
+        workload={"objective": "Quality"},
+    ),
+    "a precision by name": _hub(quantization={"weights": "FP8", "kvCache": "FP8"}),
     "quantity as a bare number": _hub(placement={"accelerators": {"minMemory": 42949672960}}),
     "quantity as milli": _hub(podTemplate={"resources": {"cpu": "500m"}}),
     "quantity with a fraction": _hub(placement={"accelerators": {"minMemory": "22.5Gi"}}),
