@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from functools import cache
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.bench.instances import ENGINE, PRICES, instance
@@ -92,6 +93,17 @@ def test_of_equal_priority_and_size_the_oldest_are_served() -> None:
     asked = [request(f"d{index}", created=f"2026-01-0{9 - index}T00:00:00Z") for index in range(5)]
     decisions = plan(snapshot([gpu_node("h", gpus=2)], *asked))
     assert {uid for uid, one in decisions.items() if one.plan} == {"uid-d4", "uid-d3"}
+
+
+@pytest.mark.parametrize(("gpus", "old_is_served"), [(100, False), (1000, True)])
+def test_age_decides_as_long_as_it_costs_less_than_a_hundredth(gpus: int, old_is_served: bool) -> None:
+    """The old one counts for two GPUs, whose small kind is taken, and holds four of the others instead."""
+    small, large = 0, 1
+    old = Demand((Way(1, 2, (small,)), Way(10, 4, (large,))), 1, 0)
+    young = Demand((Way(5, 1, (large,)),), 1, 0)
+    picks = assign([old, *[young] * gpus], [0, gpus])
+    assert (picks[0] is not None) is old_is_served
+    assert sum(pick.way.gpus for pick in picks if pick) == gpus
 
 
 def test_a_replica_that_died_comes_before_newcomers_of_lower_priority() -> None:

@@ -97,11 +97,12 @@ def _held(request: DeploymentRequest, placement: PlanPlacement, own: Sequence[Po
     assert request.current is not None, "only placements of a plan in force are kept"
     pods = tuple(pod for pod in own if _belongs(pod, placement, request.revision))
     live = [pod for pod in pods if not pod.terminating]
-    resources = worker_requests(request.current, request.spec, request.facts)
     if live:
         resources = live[0].requests
         for pod in live[1:]:
             resources = largest(resources, pod.requests)
+    else:
+        resources = worker_requests(request.current, request.spec, request.facts)
     return Held(placement, resources, pods, running=any(pod.node == placement.node for pod in live))
 
 
