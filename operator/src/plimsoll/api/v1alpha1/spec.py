@@ -396,7 +396,7 @@ class LLMDeploymentSpec(Model):
                 spec.placement.sharing is GPUSharing.EXCLUSIVE
                 or {spec.parallelism.tensor, spec.parallelism.pipeline} <= {None, 1}
             ),
-            "a model is not cut over MIG slices: remove parallelism.tensor and .pipeline, or placement.sharing",
+            "a model is not cut over MIG slices: remove parallelism.tensor and pipeline, or sharing: MIG",
         ),
         Rule(
             f"{_ON_GPU} || !has(self.workload) || ((!has(self.workload.objective) || "
