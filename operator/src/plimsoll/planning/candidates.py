@@ -30,6 +30,7 @@ from plimsoll.planning.options import (
     workload,
     workloads,
 )
+from plimsoll.planning.profiles import Profiles, StoredProfile
 from plimsoll.planning.snapshot import DeploymentRequest
 from plimsoll.planning.supply import Pool
 from plimsoll.planning.support import unsupported
@@ -101,10 +102,15 @@ class Catalog:
     """All options of a plan. `prices`: relative price of a GPU by (part of) its product's name; without
     prices, or for a product that has none, the fewest GPUs cost least."""
 
-    def __init__(self, capabilities: Capabilities, prices: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        capabilities: Capabilities,
+        prices: Mapping[str, int] | None = None,
+        profiles: Iterable[StoredProfile] = (),
+    ) -> None:
         self._capabilities = capabilities
         self._prices = dict(prices or {})
-        self._sizer = Sizer()
+        self._sizer = Sizer(Profiles(profiles, capabilities.engine_version))
         self._forecaster = Forecaster()
         self._listed: dict[tuple[object, ...], tuple[Option, ...]] = {}
 
@@ -126,7 +132,7 @@ class Catalog:
     def option_in_force(self, request: DeploymentRequest, plan: PlanStatus, admitted: Admitted) -> Option:
         """The configuration of a plan in force, for more replicas of it."""
         load = planned_workload(plan, request.spec, request.facts)
-        sized = self._sizer.sized(request.facts, planned_configuration(plan), load)
+        sized = self._sizer.sized(request, planned_configuration(plan), load, plan.product)
         assert sized is not None, "a plan in force cuts the model in a way that is possible"
         drawn = max(stage.line for stage in plan.memory)
         headroom = request.spec.placement.memory_headroom_percent
@@ -159,7 +165,7 @@ class Catalog:
         found = []
         for kept in formats(request.spec, request.facts):
             config = kept.configuration(Device.CPU)
-            sized = self._sizer.sized(request.facts, config, workload(request.spec, request.facts))
+            sized = self._sizer.sized(request, config, workload(request.spec, request.facts), "")
             assert sized is not None, "a model that is not cut can be cut"
             host = host_memory(request.facts, sized.footprint, headroom_percent=headroom)
             refusal = unsupported(self._capabilities, kept, config, None)
@@ -222,13 +228,13 @@ class Catalog:
 
     def _sized(self, asked: _Asked, config: Configuration, kind: _Kind) -> Sized | None:
         """With the first token budget that fits, else with the usual one."""
-        most, facts = asked.line(kind.memories[-1]), asked.request.facts
-        usual = self._sizer.sized(facts, config, asked.loads[0])
+        most, request, product = asked.line(kind.memories[-1]), asked.request, kind.gpu.product
+        usual = self._sizer.sized(request, config, asked.loads[0], product)
         # A smaller budget saves activations and their fragmentation, nothing else.
         if usual is None or usual.needed - 2 * usual.footprint.worst.bytes.activations > most:
             return usual
         for load in self._loads(asked, config, kind.gpu):
-            sized = self._sizer.sized(facts, config, load)
+            sized = self._sizer.sized(request, config, load, product)
             if sized is not None and sized.needed <= most:
                 return sized
         return usual

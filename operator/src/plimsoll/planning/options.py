@@ -7,7 +7,7 @@ plan is made when somebody asks.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -21,11 +21,13 @@ from plimsoll.planning.admission import Admitted
 from plimsoll.planning.cost import cost, counted
 from plimsoll.planning.forecast import Forecast, Forecaster, has_targets
 from plimsoll.planning.formats import Formats, formats_of
+from plimsoll.planning.profiles import Asker, Profiles
 from plimsoll.planning.snapshot import DeploymentRequest
 from plimsoll.sizing.footprint import Configuration, Footprint, Workload, footprint
 from plimsoll.sizing.host import cpu_request, ephemeral_storage
 from plimsoll.sizing.kv_cache import BLOCK_TOKENS, pool_tokens
 from plimsoll.sizing.parallel import ParallelRefused
+from plimsoll.sizing.profile import StageProfile, measured_footprint
 
 DEFAULT_CONTEXT_TOKENS = 8192
 """Longest context that must fit when nobody says: most chats stay far below, and long-context models would
@@ -37,30 +39,45 @@ it; 2048 tokens keep the GPU's arithmetic busy (vLLM's default for chunked prefi
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """A footprint, and the bytes of its fullest rank."""
+    """A footprint, and the bytes that its fullest rank needs."""
 
     footprint: Footprint
     needed: int
+    """With the margin that a profile asks for."""
 
 
 class Sizer:
     """Footprints, each computed once a plan: many deployments serve few models in few ways."""
 
-    def __init__(self) -> None:
+    def __init__(self, profiles: Profiles) -> None:
+        self._profiles = profiles
         self._known: dict[Hashable, Sized | None] = {}
 
-    def sized(self, facts: ModelFacts, config: Configuration, load: Workload) -> Sized | None:
-        """None when the model cannot be cut so. Facts are told apart by identity: the snapshot keeps them
-        alive."""
-        key = (id(facts), config, load)
+    def sized(
+        self, request: DeploymentRequest, config: Configuration, load: Workload, product: str
+    ) -> Sized | None:
+        """On GPUs of a product (empty: CPU), from what was measured there where something was. None when the
+        model cannot be cut so. Facts are told apart by identity: the snapshot keeps them alive."""
+        facts = request.facts
+        asker = Asker(request.namespace, facts.revision, request.worker_image, product)
+        profiles = self._profiles.nearest(asker, config, load)
+        key = (id(facts), config, load, asker if profiles else None)
         if key not in self._known:
-            try:
-                found = footprint(facts, config, load)
-            except ParallelRefused:
-                self._known[key] = None
-            else:
-                self._known[key] = Sized(found, found.worst.total)
+            self._known[key] = _sized(facts, config, load, profiles)
         return self._known[key]
+
+
+def _sized(
+    facts: ModelFacts, config: Configuration, load: Workload, profiles: Mapping[int, StageProfile]
+) -> Sized | None:
+    try:
+        found = (
+            measured_footprint(facts, config, load, profiles) if profiles else footprint(facts, config, load)
+        )
+    except ParallelRefused:
+        return None
+    margins = {stage: profile.margin for stage, profile in profiles.items()}
+    return Sized(found, max(stage.total + margins.get(stage.stage, 0) for stage in found.stages))
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,7 +66,7 @@ def world_of(snapshot: Snapshot) -> World:
         supply=supply,
         room=Room(supply.by_name, snapshot.pods),
         capabilities=snapshot.capabilities,
-        catalog=Catalog(snapshot.capabilities, snapshot.prices),
+        catalog=Catalog(snapshot.capabilities, snapshot.prices, snapshot.profiles),
         admission=Admission(supply),
     )
 

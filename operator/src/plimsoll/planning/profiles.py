@@ -57,6 +57,8 @@ class Profiles:
         """The profile of each stage that speaks for the configuration, by stage; empty where none does. What
         the namespace itself measured comes before what holds for everybody."""
         found: dict[int, StageProfile] = {}
+        if not self._by_subject:
+            return found
         for namespace in ("", asker.namespace):
             subject = (namespace, asker.model_revision, asker.image, asker.product)
             speaking = [

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec, PlanPlacement, PlanStatus, RejectedOption
 from plimsoll.inventory.views import NodeView, PodView, VolumeView
 from plimsoll.model.facts import ModelFacts
+from plimsoll.planning.profiles import StoredProfile
 from plimsoll_worker.launch import Capabilities
 
 
@@ -26,6 +27,8 @@ class DeploymentRequest:
     facts: ModelFacts
     revision: str
     """Name of the revision to plan for; PlanStatus.revision is set to it."""
+    worker_image: str = ""
+    """What the revision's workers run: what another image measured says nothing of this one."""
     volume: VolumeView | None = None
     current: PlanStatus | None = None
     """The plan of this same revision that is in force; its placements stay unless they are invalid."""
@@ -69,6 +72,8 @@ class Snapshot:
     prices: Mapping[str, int] = field(default_factory=dict)
     """Relative price of one GPU by its product, as `placement.accelerators.products` names it. Where it is
     empty, the fewest GPUs cost least, then the smaller, then the older."""
+    profiles: tuple[StoredProfile, ...] = ()
+    """What was measured: it takes the place of closed forms."""
 
 
 @dataclass(frozen=True, slots=True)
