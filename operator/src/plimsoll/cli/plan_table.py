@@ -9,7 +9,7 @@ from rich.table import Table
 
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec, PlanStatus, RejectedOption
 from plimsoll.cli.output import gib
-from plimsoll.planning.explain import NodePicture, StageSum, pictures, reasons, stage_sums
+from plimsoll.planning.explain import NodePicture, StageSum, bars, pictures, reasons, stage_sums
 from plimsoll.planning.snapshot import Decision, DeploymentRequest, Snapshot
 from plimsoll.planning.words import listed
 from plimsoll_worker.launch import Device
@@ -42,7 +42,7 @@ def print_decision(request: DeploymentRequest, decision: Decision, snapshot: Sna
         console, plan.rejected if plan else decision.rejection.rejected if decision.rejection else ()
     )
     if request.spec.placement.device is Device.GPU:
-        print_nodes(console, pictures(snapshot.nodes, snapshot.pods, plan, request.uid))
+        print_nodes(console, pictures(snapshot.nodes, snapshot.pods, plan, request.uid, bars(request)))
 
 
 def print_plan(console: Console, name: str, plan: PlanStatus, spec: LLMDeploymentSpec) -> None:
@@ -100,11 +100,13 @@ def print_nodes(console: Console, nodes: Sequence[NodePicture]) -> None:
     alike: dict[tuple[str, ...], list[str]] = {}
     for picture in nodes:
         own = picture.node if picture.planned else ""
-        alike.setdefault((own, picture.product, picture.drawn), []).append(picture.node)
+        key = own, picture.product, picture.drawn, picture.barred
+        alike.setdefault(key, []).append(picture.node)
     ordered = sorted(alike.items(), key=lambda item: (not item[0][0], item[0][1], item[1][0]))
-    console.print("GPUs (# taken, P this plan, . free):")
-    width = max(len(drawn) for _, _, drawn in alike)
-    for (_, product, drawn), names in ordered[:MAX_PICTURED]:
-        console.print(f"  {drawn:<{width}}  {product} on {listed(names)}", markup=False)
+    console.print("GPUs (# taken, P this plan, . free, x free and out of the question):")
+    width = max(len(drawn) for _, _, drawn, _ in alike)
+    for (_, product, drawn, barred), names in ordered[:MAX_PICTURED]:
+        why = f": {barred}" if barred else ""
+        console.print(f"  {drawn:<{width}}  {product} on {listed(names)}{why}", markup=False)
     if len(ordered) > MAX_PICTURED:
         console.print(f"  and {len(ordered) - MAX_PICTURED} more kinds of node")

@@ -7,7 +7,7 @@ difference is told.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from plimsoll.api.v1alpha1 import (
@@ -20,13 +20,17 @@ from plimsoll.api.v1alpha1 import (
     WeightsPrecision,
 )
 from plimsoll.inventory.capacity import free_by_node, held_on
-from plimsoll.inventory.gpu_class import Allocation
+from plimsoll.inventory.gpu_class import Allocation, GPUClass
 from plimsoll.inventory.views import NodeView, PodView
 from plimsoll.model.facts import ModelFacts
 from plimsoll.planning import words
 from plimsoll.planning.candidates import TENSOR_PARALLEL
+from plimsoll.planning.eligibility import Eligibility
+from plimsoll.planning.forecast import has_targets
 from plimsoll.planning.formats import formats_of
 from plimsoll.planning.options import planned_configuration, planned_workload
+from plimsoll.planning.snapshot import DeploymentRequest
+from plimsoll.planning.supply import Wanted
 from plimsoll.sizing.footprint import Term, footprint
 from plimsoll_worker.launch import Device, MemoryCategory, PredictedMemory
 
@@ -66,17 +70,41 @@ class StageSum:
 
 @dataclass(frozen=True, slots=True)
 class NodePicture:
-    """The GPUs of one node, one letter each in `drawn`: # taken, P this plan, . free."""
+    """The GPUs of one node, one letter each in `drawn`: # taken, P this plan, . free, x free and out of the
+    question."""
 
     node: str
     product: str
     used: int
     planned: int
     free: int
+    barred: str = ""
+    """Why no new pod of the deployment goes there; empty where one may."""
 
     @property
     def drawn(self) -> str:
-        return "#" * self.used + "P" * self.planned + "." * self.free
+        return "#" * self.used + "P" * self.planned + ("x" if self.barred else ".") * self.free
+
+
+Bars = Callable[[NodeView, GPUClass], str]
+"""Why a deployment may not use the GPUs of a kind on a node; empty when it may."""
+
+
+def bars(request: DeploymentRequest) -> Bars:
+    """What its placement, volume and exclusions rule out, and what nobody can use."""
+    wanted, eligibility = Wanted(request.spec.placement), Eligibility(request)
+
+    def told(node: NodeView, gpu: GPUClass) -> str:
+        refusal = unusable(node, gpu) or wanted.mismatch(gpu)
+        obstacle = None if refusal else eligibility.obstacle(node)
+        return obstacle.words if obstacle else refusal
+
+    return told
+
+
+def unusable(_node: NodeView, gpu: GPUClass) -> str:
+    """What no deployment can use."""
+    return "" if gpu.usable else gpu.reason
 
 
 def stage_sums(
@@ -131,7 +159,9 @@ def reasons(plan: PlanStatus, spec: LLMDeploymentSpec) -> tuple[str, ...]:
         )
     else:
         smaller = max((size for size in TENSOR_PARALLEL if size < plan.tensor_parallel), default=0)
-        alone = smaller and plan.pipeline_parallel == 1
+        # Where times or a cut were asked for, more GPUs than the model needs are taken on purpose.
+        cheapest = not (spec.workload.objective.predicted or has_targets(spec) or spec.parallelism.tensor)
+        alone = smaller and plan.pipeline_parallel == 1 and cheapest
         fewest = f"; {words.count(smaller, 'GPU')} would not hold it" if alone else ""
         each = f", {plan.tensor_parallel} a stage" if plan.pipeline_parallel > 1 else ""
         gpus = words.count(plan.tensor_parallel * plan.pipeline_parallel, "GPU")
@@ -178,10 +208,14 @@ def _cache(plan: PlanStatus, spec: LLMDeploymentSpec) -> str:
 
 
 def pictures(
-    nodes: Iterable[NodeView], pods: Iterable[PodView], plan: PlanStatus | None, own_uid: str = ""
+    nodes: Iterable[NodeView],
+    pods: Iterable[PodView],
+    plan: PlanStatus | None,
+    own_uid: str = "",
+    barred: Bars = unusable,
 ) -> tuple[NodePicture, ...]:
-    """The usable GPUs of every node: taken by others, taken by this plan, free. Pods of `own_uid` on a
-    planned node are the plan's own and are not counted twice."""
+    """The GPUs of every node: taken by others, taken by this plan, free, and free to no use. Pods of
+    `own_uid` on a planned node are the plan's own and are not counted twice."""
     planned: dict[str, int] = {}
     for placement in plan.placements if plan else ():
         planned[placement.node] = planned.get(placement.node, 0) + placement.gpus
@@ -191,9 +225,9 @@ def pictures(
     drawn: list[NodePicture] = []
     for node in ordered:
         for gpu in node.gpus:
-            if not gpu.usable:
-                continue
             left = max(0, free[node.name].extended.get(gpu.resource_name, 0))
             mine = planned.get(node.name, 0) if plan and gpu.resource_name == plan.resource_name else 0
-            drawn.append(NodePicture(node.name, gpu.product, gpu.total - left, mine, max(0, left - mine)))
+            used, rest = max(0, gpu.total - left), max(0, left - mine)
+            name = gpu.product or f"({gpu.vendor})"
+            drawn.append(NodePicture(node.name, name, used, mine, rest, barred(node, gpu) if rest else ""))
     return tuple(drawn)
