@@ -18,6 +18,7 @@ from plimsoll.api.v1alpha1 import LLMDeploymentSpec, MultiNode, PlanStatus
 from plimsoll.inventory.gpu_class import GPUClass, Sharing
 from plimsoll.inventory.products import names
 from plimsoll.planning.admission import Admitted
+from plimsoll.planning.exclusions import is_excluded
 from plimsoll.planning.forecast import Forecaster, has_targets
 from plimsoll.planning.formats import Formats, formats, formats_of
 from plimsoll.planning.options import (
@@ -168,8 +169,18 @@ class Catalog:
             sized = self._sizer.sized(request, config, workload(request.spec, request.facts), "")
             assert sized is not None, "a model that is not cut can be cut"
             host = host_memory(request.facts, sized.footprint, headroom_percent=headroom)
-            refusal = unsupported(self._capabilities, kept, config, None)
-            found.append(Option(request, kept, sized, None, line(host, headroom), host, admitted, refusal))
+            option = Option(
+                request=request,
+                formats=kept,
+                sized=sized,
+                gpu=None,
+                line=line(host, headroom),
+                host_memory=host,
+                admitted=admitted,
+                refusal=unsupported(self._capabilities, kept, config, None),
+                excluded=is_excluded(request, config, "", sized.footprint.workload),
+            )
+            found.append(option)
         return found
 
     def _gpu_options(self, asked: _Asked, kind: _Kind) -> Iterator[Option]:
@@ -205,7 +216,8 @@ class Catalog:
             if sized is None or whole is None:
                 continue
             yield whole
-            if sized.needed <= least_line and whole.keeps_targets and not asked.by_time:
+            settled = whole.keeps_targets and not whole.excluded and not asked.by_time
+            if sized.needed <= least_line and settled:
                 return
             if fixed or kind.sliced or whole.refusal or sized.needed <= most_line:
                 continue
@@ -227,7 +239,7 @@ class Catalog:
         return None
 
     def _sized(self, asked: _Asked, config: Configuration, kind: _Kind) -> Sized | None:
-        """With the first token budget that fits, else with the usual one."""
+        """With the first token budget that fits and did not run out of memory, else with the usual one."""
         most, request, product = asked.line(kind.memories[-1]), asked.request, kind.gpu.product
         usual = self._sizer.sized(request, config, asked.loads[0], product)
         # A smaller budget saves activations and their fragmentation, nothing else.
@@ -235,7 +247,8 @@ class Catalog:
             return usual
         for load in self._loads(asked, config, kind.gpu):
             sized = self._sizer.sized(request, config, load, product)
-            if sized is not None and sized.needed <= most:
+            excluded = is_excluded(request, config, product, load)
+            if sized is not None and sized.needed <= most and not excluded:
                 return sized
         return usual
 
@@ -277,6 +290,7 @@ class Catalog:
             memory=memory,
             forecaster=self._forecaster,
             one_node=one_node,
+            excluded=is_excluded(asked.request, config, gpu.product, sized.footprint.workload),
         )
 
     def _spans_nodes(self, request: DeploymentRequest) -> bool:

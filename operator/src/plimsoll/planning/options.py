@@ -107,6 +107,8 @@ class Option:
     """Shared by the options of a plan."""
     one_node: bool = False
     """All stages of a replica on one node."""
+    excluded: bool = False
+    """It ran out of memory before."""
     in_force: PlanStatus | None = None
     """The plan that the option continues."""
 
@@ -144,7 +146,7 @@ class Option:
     @property
     def runs(self) -> bool:
         """Whether it may be chosen where it has room."""
-        return self.fits and not self.refusal and self.keeps_targets
+        return self.fits and not self.refusal and not self.excluded and self.keeps_targets
 
     @property
     def product(self) -> str:

@@ -11,6 +11,7 @@ from plimsoll.inventory.capacity import Shortage
 from plimsoll.planning import words
 from plimsoll.planning.admission import Admitted, Refused
 from plimsoll.planning.eligibility import NO_MATCHING_NODES, VOLUME_UNAVAILABLE
+from plimsoll.planning.exclusions import RAN_OUT_OF_MEMORY
 from plimsoll.planning.forecast import missed_words
 from plimsoll.planning.formats import formats
 from plimsoll.planning.options import Option, workload
@@ -144,11 +145,22 @@ def why_not(option: Option, room: Room) -> RejectedOption | None:
         return _rejected(option, INSUFFICIENT_MEMORY, _over_the_line(option))
     if option.refusal:
         return _rejected(option, ENGINE_UNSUPPORTED, _would_fit(option))
+    if option.excluded:
+        return _rejected(option, RAN_OUT_OF_MEMORY, _tried(option))
     if not option.keeps_targets:
         return _misses(option)
     if holds_one(option, room):
         return None
     return _no_room_together(option, room) if best(option, room) else _no_room(option, room)
+
+
+def _tried(option: Option) -> str:
+    load = option.footprint.workload
+    return (
+        f"{option.shape} with {load.max_batched_tokens} tokens a pass ran out of memory before, see "
+        "status.exclusions; a smaller workload, a higher placement.memoryHeadroomPercent or other GPUs would "
+        "be another configuration"
+    )
 
 
 def _misses(option: Option) -> RejectedOption:
@@ -262,12 +274,13 @@ def headline(
     """(reason, message) for a deployment of which no option has a place.
 
     What is nearest to running decides: an option that would run if something were free, else one that is too
-    slow, else one that a newer engine would run, else the bytes.
+    slow, else one that ran out of memory, else one that a newer engine would run, else the bytes.
     """
     by_option = dict(zip((option.name for option in options), failures, strict=True))
     nearness = (
         (INSUFFICIENT_GPUS, INSUFFICIENT_RESOURCES, VOLUME_UNAVAILABLE),
         (TARGET_MISSED, SPEED_UNKNOWN),
+        (RAN_OUT_OF_MEMORY,),
         (ENGINE_UNSUPPORTED,),
     )
     for reasons in nearness:
