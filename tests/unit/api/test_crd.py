@@ -154,7 +154,8 @@ def test_items_of_object_lists_have_keys_unless_the_list_is_replaced_whole(
         ".status.plans[].rejected": None,
         ".status.rejected": None,
         ".status.measured": ["stage"],
-        ".status.replicaStatuses": ["replica"],
+        ".status.replicaStatuses": ["revision", "replica"],
+        ".status.exclusions": None,
         ".status.conditions": ["type"],
     }
 

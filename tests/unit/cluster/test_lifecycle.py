@@ -203,9 +203,12 @@ def test_a_service_deleted_or_edited_by_hand_comes_back() -> None:
     world.serve("small")
     del world.services["small"]
     world.services["small-workers"]["spec"]["publishNotReadyAddresses"] = False
-    assert kinds(world.outcome("small").actions) == ["ApplyService", "ApplyService"]
+    assert kinds(world.outcome("small").actions) == ["WriteStatus", "ApplyService", "ApplyService"]
+    world.step()
+    assert world.condition("small", "Ready")["reason"] == "Exposing", "nobody reaches it now"
     world.settle()
     assert world.services["small-workers"]["spec"]["publishNotReadyAddresses"] is True
+    assert world.condition("small", "Ready")["status"] == "True"
 
 
 def test_conditions_keep_their_time_while_they_do_not_flip() -> None:

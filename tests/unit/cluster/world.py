@@ -25,6 +25,7 @@ from plimsoll.cluster.observed import (
     EmitEvent,
     Memory,
     Observed,
+    OpenGate,
     Outcome,
     ReportAnswer,
     Timing,
@@ -181,10 +182,11 @@ class World:
             ],
         }
 
-    def run_pods(self) -> None:
-        """Every pinned pod is bound and turns ready."""
+    def run_pods(self, *, revision: str = "") -> None:
+        """Every pinned pod that is not gated is bound and turns ready; of one revision if it is named."""
         for pod in self.worker_pods():
-            if "status" in pod:
+            other = revision not in ("", pod["metadata"]["labels"]["plimsoll.dev/revision"])
+            if "status" in pod or other or pod["spec"].get("schedulingGates"):
                 continue
             terms = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
             node = terms["nodeSelectorTerms"][0]["matchFields"][0]["values"][0]
@@ -193,11 +195,35 @@ class World:
                 "phase": "Running",
                 "podIP": "10.0.0.1",
                 "conditions": [
-                    {"type": "Ready", "status": "True"},
+                    {"type": "Ready", "status": "True", "lastTransitionTime": stamp(self.now)},
                     {"type": "PodScheduled", "status": "True"},
                 ],
                 "containerStatuses": [{"name": "worker", "ready": True, "state": {"running": {}}}],
             }
+
+    def annotate(self, name: str, **annotations: str) -> None:
+        """Annotations plimsoll.dev/<keyword> of a resource."""
+        meta = self.resources[name]["metadata"]
+        told = {f"plimsoll.dev/{key}": value for key, value in annotations.items()}
+        meta["annotations"] = meta.get("annotations", {}) | told
+        meta["resourceVersion"] = str(self._next())
+
+    def crash(self, pod: dict[str, Any], message: str = "", *, restarts: int = 1) -> None:
+        """The container of `pod` ended with `message` and waits to be restarted in place."""
+        pod["status"]["conditions"] = [
+            {"type": "Ready", "status": "False", "lastTransitionTime": stamp(self.now)},
+            {"type": "PodScheduled", "status": "True"},
+        ]
+        ended = {"reason": "Error", "exitCode": 1, "message": message, "finishedAt": stamp(self.now)}
+        pod["status"]["containerStatuses"] = [
+            {
+                "name": "worker",
+                "ready": False,
+                "restartCount": restarts,
+                "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s"}},
+                "lastState": {"terminated": ended},
+            }
+        ]
 
     def terminate(self, pod: dict[str, Any]) -> None:
         pod["metadata"]["deletionTimestamp"] = stamp(self.now)
@@ -228,8 +254,8 @@ class World:
             observer.observe(resource, self.memories.get(resource.uid, Memory()))
             for _, resource in sorted(snapshot.resources.items())
         ]
-        decisions = decide(observed, Room(snapshot.nodes, observer.pods, snapshot.priorities))
-        return [replace(one, decision=decisions.get(one.resource.uid)) for one in observed]
+        courses = decide(observed, Room(snapshot.nodes, observer.pods, snapshot.priorities))
+        return [replace(one, course=courses.get(one.resource.uid)) for one in observed]
 
     def outcome(self, name: str) -> Outcome:
         return next_actions(self.observe(name))
@@ -324,6 +350,9 @@ class World:
             case DeletePod(pod_name, uid):
                 if self.pods.get(pod_name, {}).get("metadata", {}).get("uid") == uid:
                     del self.pods[pod_name]
+            case OpenGate(pod_name, uid):
+                if self.pods.get(pod_name, {}).get("metadata", {}).get("uid") == uid:
+                    self.pods[pod_name]["spec"].pop("schedulingGates", None)
             case ApplyService(body):
                 self.services[body["metadata"]["name"]] = copy.deepcopy(dict(body))
             case EmitEvent():

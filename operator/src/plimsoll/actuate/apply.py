@@ -29,6 +29,7 @@ from plimsoll.cluster.observed import (
     Memory,
     Object,
     Observed,
+    OpenGate,
     Refusal,
     WriteRevision,
     WriteStatus,
@@ -123,6 +124,9 @@ class Executor:
                 self._create_pod(action, resource, view)
             case DeletePod(name, uid):
                 self._delete(api.PODS, namespace, name, uid)
+            case OpenGate(name, uid):
+                opened = {"metadata": {"uid": uid}, "spec": {"schedulingGates": None}}
+                self._kube.merge(api.PODS, namespace, name, opened)
             case ApplyService(body):
                 answer = self._kube.apply(api.SERVICES, namespace, body["metadata"]["name"], body)
                 self._state.services.learn(answer)
@@ -253,6 +257,8 @@ def _tell(action: Action, extra: dict[str, str]) -> None:
             log.info("pod %s created", action.name, extra=extra)
         case DeletePod(name, _, why):
             log.info("pod %s deleted: %s", name, why, extra=extra)
+        case OpenGate(name):
+            log.info("pod %s may be scheduled: its replica is complete", name, extra=extra)
         case ApplyService(body, why):
             log.info("service %s applied: %s", body["metadata"]["name"], why, extra=extra)
         case DeleteRevision(name):

@@ -13,7 +13,7 @@ from typing import Any
 
 from plimsoll.actuate import claims
 from plimsoll.actuate.launches import HUB_FOLDER, MODELS, launch
-from plimsoll.actuate.ownership import INSPECT, PLAN, WORKER, Owner, digest, labels, metadata
+from plimsoll.actuate.ownership import INSPECT, PLAN, PLAN_GATE, WORKER, Owner, digest, labels, metadata
 from plimsoll.actuate.revisions import Revision, model_key
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec, PlanPlacement, PlanStatus, SecretKeyRef, Toleration
 from plimsoll.inventory.views import Resources
@@ -147,7 +147,8 @@ def worker_pod(
     }
     pod = _pod_base(spec) | {
         # One pod is the whole replica: the kubelet restarts it in place, also while the operator is away.
-        "restartPolicy": "Always",
+        # Stages cannot go on without each other: they are made anew together.
+        "restartPolicy": "Always" if plan.pipeline_parallel == 1 else "Never",
         "terminationGracePeriodSeconds": spec.rollout.drain_seconds + DRAIN_GRACE_SECONDS,
         "affinity": _pinned(placement.node),
         "tolerations": [_toleration(toleration) for toleration in worker_tolerations(spec)],
@@ -156,6 +157,8 @@ def worker_pod(
     }
     if claims.is_claimed(plan):
         pod["resourceClaims"] = claims.pod_claims(plan)
+    if plan.pipeline_parallel > 1:
+        pod["schedulingGates"] = [{"name": PLAN_GATE}]
     if overlay.runtime_class_name:
         pod["runtimeClassName"] = overlay.runtime_class_name
     if spec.placement.priority_class_name:
@@ -215,10 +218,15 @@ def _worker_resources(plan: PlanStatus, requests: Resources) -> dict[str, Any]:
     return resources | ({"claims": [{"name": claims.REQUEST}]} if claimed else {})
 
 
+def startup_seconds(checkpoint_bytes: int) -> int:
+    """How long a worker may take from its container's start to its first answer."""
+    return STARTUP_BASE_SECONDS + checkpoint_bytes // STARTUP_BYTES_PER_SECOND
+
+
 def _probes(checkpoint_bytes: int) -> dict[str, Any]:
     """Startup is generous by bytes to load; readiness asks the engine; liveness only whether the server still
     listens, because a busy engine is not a dead one."""
-    seconds = STARTUP_BASE_SECONDS + checkpoint_bytes // STARTUP_BYTES_PER_SECOND
+    seconds = startup_seconds(checkpoint_bytes)
     health = {"httpGet": {"path": "/health", "port": "http"}, "timeoutSeconds": 3}
     return {
         "startupProbe": {

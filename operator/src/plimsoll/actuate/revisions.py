@@ -20,6 +20,11 @@ from plimsoll.model.facts import FactsUnreadable, ModelFacts
 
 NOT_IN_PODS = {"replicas", "suspend", "plan"}
 """Fields that change how many pods there are, never what is in them."""
+PARTS_NOT_IN_PODS = {
+    "service": {"port"},
+    "rollout": {"strategy", "progress_deadline_seconds", "max_restarts"},
+}
+"""The same of fields inside a part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,10 @@ class Revision:
     """Which source the facts were read from, see `model_key`."""
     fingerprint: str
     """Hash over what changes pods, images apart."""
+    excluded: tuple[str, ...] = ()
+    """Configurations that ran out of memory before it was made; its plan is another one."""
+    replan: str = ""
+    """Value of the annotation plimsoll.dev/replan that it was made for."""
 
     def to_object(self) -> dict[str, Any]:
         return {
@@ -48,7 +57,9 @@ class Revision:
                 "workerImage": self.worker_image,
                 "modelKey": self.model_key,
                 "fingerprint": self.fingerprint,
-            },
+            }
+            | ({"excluded": list(self.excluded)} if self.excluded else {})
+            | ({"replan": self.replan} if self.replan else {}),
         }
 
     @classmethod
@@ -69,6 +80,8 @@ class Revision:
                 worker_image=str(data["workerImage"]),
                 model_key=str(data["modelKey"]),
                 fingerprint=str(data["fingerprint"]),
+                excluded=tuple(map(str, data.get("excluded") or ())),
+                replan=str(data.get("replan") or ""),
             )
         except (KeyError, TypeError, ValidationError, FactsUnreadable):
             return None
@@ -100,11 +113,10 @@ def fingerprint(spec: LLMDeploymentSpec, facts: ModelFacts) -> str:
 def _fingerprint(spec: LLMDeploymentSpec, facts: ModelFacts) -> str:
     """Defaults are left out, so that a field added with a later version changes no running pod."""
     pods = spec.model_dump(mode="json", exclude=NOT_IN_PODS, exclude_defaults=True)
-    # The Service's own port is not in any pod.
-    if isinstance(service := pods.get("service"), dict):
-        service.pop("port", None)
-        if not service:
-            del pods["service"]
+    for part, fields in PARTS_NOT_IN_PODS.items():
+        if isinstance(inner := pods.get(part), dict):
+            kept = {name: value for name, value in inner.items() if name not in fields}
+            pods = pods | {part: kept} if kept else {name: pods[name] for name in pods if name != part}
     return digest([pods, facts.model_dump(mode="json", exclude_defaults=True)], 16)
 
 
@@ -114,10 +126,19 @@ def wanted_revision(
     facts: ModelFacts,
     existing: Iterable[Revision],
     default_image: str,
+    *,
+    excluded: Iterable[str] = (),
+    replan: str = "",
 ) -> Revision:
-    """The revision for this spec: an existing one that says the same, else a new one."""
+    """The revision for this spec: an existing one that says the same, else a new one. `excluded`:
+    configurations that ran out of memory. `replan`: the annotation's value; empty keeps the newest one's."""
     mine = [revision for revision in existing if revision.owner.uid == owner.uid]
+    newest = max(mine, key=lambda revision: revision.number, default=None)
+    replan = replan or (newest.replan if newest else "")
+    excluded = tuple(sorted(excluded))
     wanted = fingerprint(spec, facts)
+    if excluded or replan:
+        wanted = digest([wanted, excluded, replan], 16)
     same = [revision for revision in mine if revision.fingerprint == wanted]
     if same:
         return max(same, key=lambda revision: revision.number)
@@ -125,10 +146,12 @@ def wanted_revision(
     return Revision(
         name=f"{owner.name}-{digest([wanted, image])}",
         owner=owner,
-        number=1 + max((revision.number for revision in mine), default=0),
+        number=1 + (newest.number if newest else 0),
         spec=spec,
         facts=facts,
         worker_image=image,
         model_key=model_key(spec.model),
         fingerprint=wanted,
+        excluded=excluded,
+        replan=replan,
     )

@@ -100,6 +100,8 @@ class Observation:
     """Replicas that answer, of any revision."""
     updated: int = 0
     """Replicas of the newest revision."""
+    due: int | None = None
+    """Replicas of the newest revision that a roll-out has come to. None: all that are wanted."""
     updated_scheduled: int = 0
     """Replicas of the newest revision whose pods are bound to nodes."""
     updated_ready: int = 0
@@ -116,7 +118,16 @@ class Observation:
     refused: str = ""
     """The API server's words when it refused a pod (quota, admission)."""
     failures: tuple[Failure, ...] = ()
-    """Newest first."""
+    given_up: tuple[Failure, ...] = ()
+    """Of replicas whose restarts are used up."""
+    rollout: Finding | None = None
+    """How replicas are being replaced, and why so; None while none are."""
+    held: str = ""
+    """Why a changed spec is not acted on; empty when it is."""
+    late: str = ""
+    """How long nothing has changed for the better, once that is too long."""
+    exposed: bool = True
+    """The Services are there."""
     verified: Finding = AWAITING_REPORT
     promised: int | None = None
     """Replicas that a roll-out keeps answering. None: all but one, and at least one."""
@@ -183,6 +194,8 @@ def _active(seen: Observation) -> Finding:
 def _planned(seen: Observation) -> Finding:
     if seen.invalid:
         return _valid(seen)
+    if seen.held:
+        return fails("ReplanHeld", seen.held)
     if seen.model.holds is not True and seen.plan.holds is None:
         return WAITING_FOR_MODEL
     return seen.plan
@@ -208,8 +221,9 @@ def _scheduled(seen: Observation) -> Finding:
         return fails("PodRefused", seen.refused)
     if seen.unschedulable:
         return fails("Unschedulable", seen.unschedulable)
-    told = f"{seen.updated_scheduled} of {seen.desired} replicas are on their nodes"
-    if seen.updated_scheduled >= seen.desired:
+    due = seen.desired if seen.due is None else seen.due
+    told = f"{seen.updated_scheduled} of {due} replicas are on their nodes"
+    if seen.updated_scheduled + len(seen.given_up) >= due:
         return holds("Scheduled", told)
     if _planned(seen).holds is not True:
         return pending("WaitingForPlan", told)
@@ -219,7 +233,7 @@ def _scheduled(seen: Observation) -> Finding:
 def _workers(seen: Observation) -> Finding:
     told = f"{seen.updated_ready} of {seen.desired} replicas answer"
     if seen.updated_ready < seen.desired:
-        if seen.failures:
+        if seen.failures or seen.given_up:
             return _failing(seen)
         if seen.existing > seen.updated:
             return fails(
@@ -230,13 +244,15 @@ def _workers(seen: Observation) -> Finding:
         return fails("Updating", f"{told}; {seen.existing - seen.updated} of an older revision are stopping")
     if seen.existing > seen.desired:
         return fails("ScalingDown", f"{told}; {seen.existing - seen.desired} more are stopping")
+    if not seen.exposed:
+        return fails("Exposing", f"{told}; the Services are being written")
     return holds("Ready", f"{told} at {seen.url}" if seen.url else told)
 
 
 def _failing(seen: Observation) -> Finding:
-    newest, others = seen.failures[0], len(seen.failures) - 1
-    more = f" (and {others} more)" if others else ""
-    return fails(newest.reason, f"pod {newest.pod}: {newest.message}{more}")
+    worst, *others = (*seen.given_up, *seen.failures)
+    more = f" (and {len(others)} more)" if others else ""
+    return fails(worst.reason, f"pod {worst.pod}: {worst.message}{more}")
 
 
 def _verified(seen: Observation) -> Finding:
@@ -264,8 +280,12 @@ def _available(seen: Observation) -> Finding:
     return fails("MinimumReplicasUnavailable", told)
 
 
-_ON_THE_WAY = frozenset({"Starting", "Updating", "ScalingDown"})
+_ON_THE_WAY = frozenset({"Starting", "Updating", "ScalingDown", "Exposing"})
 """Reasons of `_workers` that need nobody's attention."""
+
+
+def _on_the_way(obstacle: Finding) -> bool:
+    return obstacle.holds is None or obstacle.reason in _ON_THE_WAY
 
 
 def _progressing(seen: Observation) -> Finding:
@@ -275,11 +295,17 @@ def _progressing(seen: Observation) -> Finding:
     obstacle = _first_obstacle(seen)
     if obstacle is None:
         return fails("Complete", "all replicas run this generation")
-    if obstacle.holds is None or obstacle.reason in _ON_THE_WAY:
-        return holds(obstacle.reason, obstacle.message)
-    if seen.failures and obstacle == _failing(seen):
-        return holds("Restarting", obstacle.message)
-    return obstacle
+    if seen.given_up:
+        return fails("RestartBudgetExhausted", obstacle.message)
+    failing = bool(seen.failures) and obstacle == _failing(seen)
+    what = f"{seen.rollout.message}; {obstacle.message}" if seen.rollout else obstacle.message
+    if seen.late and (failing or _on_the_way(obstacle)):
+        return fails("ProgressDeadlineExceeded", f"{seen.late}: {what}")
+    if failing:
+        return holds("Restarting", what)
+    if _on_the_way(obstacle):
+        return holds(seen.rollout.reason if seen.rollout else obstacle.reason, what)
+    return fails(obstacle.reason, what)
 
 
 def _degraded(seen: Observation) -> Finding:
@@ -288,9 +314,11 @@ def _degraded(seen: Observation) -> Finding:
     obstacle = _first_obstacle(seen)
     if obstacle and obstacle != off and obstacle.holds is False and obstacle.reason not in _ON_THE_WAY:
         return holds(obstacle.reason, obstacle.message)
-    if off is None and seen.failures and seen.ready < seen.desired:
+    if off is None and (seen.failures or seen.given_up) and seen.ready < seen.desired:
         failing = _failing(seen)
         return holds(failing.reason, failing.message)
+    if off is None and seen.late and obstacle and _on_the_way(obstacle):
+        return holds("ProgressDeadlineExceeded", f"{seen.late}: {obstacle.message}")
     if obstacle and obstacle.holds is None and not seen.existing:
         return obstacle
     return fails("AsExpected", "")

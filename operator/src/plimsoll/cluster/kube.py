@@ -200,6 +200,13 @@ class Kube:
         path = kind.path(namespace, name, "status")
         return self._json("PUT", path, {"fieldManager": FIELD_MANAGER}, body)
 
+    def merge(self, kind: Kind, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
+        """JSON merge patch; `body.metadata.uid` is the precondition."""
+        metrics.API_WRITES.labels(kind.plural, "merge").inc()
+        path = kind.path(namespace, name)
+        content_type = "application/merge-patch+json"
+        return self._json("PATCH", path, {"fieldManager": FIELD_MANAGER}, body, content_type=content_type)
+
     def apply(self, kind: Kind, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
         """Server-side apply with this program's field manager."""
         metrics.API_WRITES.labels(kind.plural, "apply").inc()

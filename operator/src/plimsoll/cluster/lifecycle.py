@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from plimsoll.actuate import services
-from plimsoll.actuate.diff import compare
-from plimsoll.actuate.revisions import Revision, wanted_revision
-from plimsoll.api.v1alpha1 import LLMDeploymentSpec, LLMDeploymentStatus, PlanMode, PlanStatus
+from plimsoll.actuate.revisions import Revision
+from plimsoll.api.v1alpha1 import LLMDeploymentSpec, LLMDeploymentStatus, PlanMode
+from plimsoll.cluster.exposure import exposure
 from plimsoll.cluster.inspection import Inspection, inspect_model
 from plimsoll.cluster.observed import (
     Action,
@@ -27,21 +26,13 @@ from plimsoll.cluster.observed import (
     WriteStatus,
     soonest,
 )
-from plimsoll.cluster.replicas import Replicas, leave_alone, reconcile_replicas
+from plimsoll.cluster.own_pods import at
+from plimsoll.cluster.progress import deadline
+from plimsoll.cluster.replicas import Replicas, reconcile_replicas
 from plimsoll.cluster.status import compose_status
 from plimsoll.cluster.targets import Target, choose_target
 from plimsoll.cluster.transitions import events
-from plimsoll.planning.candidates import worker_requests
-
-
-def wanted(observed: Observed, inspection: Inspection) -> Revision | None:
-    """The revision that this generation wants; None while its model is not known."""
-    if inspection.facts is None or observed.resource.spec is None:
-        return None
-    resource = observed.resource
-    return wanted_revision(
-        resource.owner, observed.resource.spec, inspection.facts, observed.revisions, observed.worker_image
-    )
+from plimsoll.cluster.wanted import wanted
 
 
 def next_actions(observed: Observed) -> Outcome:
@@ -51,12 +42,14 @@ def next_actions(observed: Observed) -> Outcome:
         # Everything is owned by the resource: the garbage collector is at work, and must not be raced.
         return Outcome((), observed.memory)
     if resource.spec is None:
-        status = compose_status(observed, None, choose_target(observed, None), leave_alone(observed))
+        target = choose_target(observed, None)
+        replicas = reconcile_replicas(observed, target, None, running=True)
+        status = compose_status(observed, None, target, replicas)
         return Outcome(tuple(_write(observed, status)), observed.memory)
     inspection = inspect_model(observed)
     revision = wanted(observed, inspection)
     target = choose_target(observed, revision)
-    replicas = _replicas(observed, resource.spec, revision, target)
+    replicas = reconcile_replicas(observed, target, revision, running=_runs(resource.spec))
     status = compose_status(observed, inspection, target, replicas)
     actions: list[Action] = []
     if revision and revision not in observed.revisions:
@@ -66,6 +59,7 @@ def next_actions(observed: Observed) -> Outcome:
     actions += inspection.creates
     actions += replicas.deletes
     actions += replicas.creates
+    actions += replicas.opens
     if revision and resource.spec.plan.mode is PlanMode.APPLY:
         actions += _services(observed, resource.spec)
     actions += _stale_revisions(observed, revision, target)
@@ -76,18 +70,14 @@ def next_actions(observed: Observed) -> Outcome:
         wake_at=soonest(
             inspection.wake_at,
             replicas.wake_at,
-            *(exclusion.until for exclusion in observed.memory.exclusions),
+            deadline(observed, inspection, status),
+            *(at(exclusion.until) for exclusion in status.exclusions if exclusion.until),
         ),
     )
 
 
-def _replicas(
-    observed: Observed, spec: LLMDeploymentSpec, revision: Revision | None, target: Target
-) -> Replicas:
-    plan: PlanStatus | None = target.plan
-    requests = worker_requests(plan, revision.spec, revision.facts) if plan and revision else None
-    running = not spec.suspend and spec.plan.mode is PlanMode.APPLY and spec.replicas > 0
-    return reconcile_replicas(observed, plan, revision, requests, running=running)
+def _runs(spec: LLMDeploymentSpec) -> bool:
+    return not spec.suspend and spec.plan.mode is PlanMode.APPLY and spec.replicas > 0
 
 
 def _write(observed: Observed, status: LLMDeploymentStatus) -> list[Action]:
@@ -95,14 +85,7 @@ def _write(observed: Observed, status: LLMDeploymentStatus) -> list[Action]:
 
 
 def _services(observed: Observed, spec: LLMDeploymentSpec) -> list[Action]:
-    actions: list[Action] = []
-    owner = observed.resource.owner
-    for body in (services.service(owner, spec), services.headless_service(owner)):
-        found = observed.services.get(body["metadata"]["name"])
-        difference = compare({"metadata": body["metadata"], "spec": body["spec"]}, found or {})
-        if not difference.equal:
-            actions.append(ApplyService(body, difference.first if found else "it is missing"))
-    return actions
+    return [ApplyService(body, why) for body, why in exposure(observed, spec)]
 
 
 def _stale_revisions(observed: Observed, revision: Revision | None, target: Target) -> list[Action]:
@@ -116,11 +99,9 @@ def _stale_revisions(observed: Observed, revision: Revision | None, target: Targ
 
 def _remember(observed: Observed, inspection: Inspection, replicas: Replicas) -> Memory:
     memory = observed.memory
-    kept = tuple(exclusion for exclusion in memory.exclusions if exclusion.until > observed.now)
     return replace(
         memory,
         inspection=inspection.memory,
-        exclusions=kept + replicas.exclusions,
         attempts=replicas.attempts,
         refusal=None if replicas.complete else memory.refusal,
     )

@@ -6,19 +6,19 @@ situation that a cluster can get into is one row of a table test.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from plimsoll.actuate.pods import PodDefaults
 from plimsoll.actuate.revisions import Revision
-from plimsoll.api.v1alpha1 import LLMDeploymentStatus
-from plimsoll.cluster.own_pods import OwnPod
+from plimsoll.api.v1alpha1 import Exclusion, LLMDeploymentStatus, ReplicaStatus
+from plimsoll.cluster.course import Course
+from plimsoll.cluster.own_pods import OwnPod, at
 from plimsoll.cluster.resource import Resource
 from plimsoll.inventory.views import VolumeView
 from plimsoll.model.facts import ModelFacts
-from plimsoll.planning.snapshot import Decision
 from plimsoll_worker.launch import Report
 
 Object = Mapping[str, Any]
@@ -42,15 +42,6 @@ class FailedInspection:
 
 
 @dataclass(frozen=True, slots=True)
-class Exclusion:
-    """A node that planning must not try for this resource for a while."""
-
-    node: str
-    message: str
-    until: datetime
-
-
-@dataclass(frozen=True, slots=True)
 class Refusal:
     """The API server's own words about a pod it would not take."""
 
@@ -59,14 +50,13 @@ class Refusal:
     retry_at: datetime
 
 
-Place = tuple[str, int]
-"""Revision and replica."""
+Place = tuple[str, int, int]
+"""Revision, replica and stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
     inspection: FailedInspection | None = None
-    exclusions: tuple[Exclusion, ...] = ()
     refusal: Refusal | None = None
     attempts: Mapping[Place, int] = field(default_factory=dict)
     """The highest attempt ever seen running: a pod that vanished is made anew under the next number."""
@@ -119,8 +109,33 @@ class Observed:
     """Names of pods created a moment ago that no informer shows yet."""
     ready_nodes: frozenset[str]
     memory: Memory
-    decision: Decision | None = None
-    """None: not planned, because the model is not known."""
+    course: Course | None = None
+    """What was decided; None when the spec does not parse."""
+
+    @property
+    def retrying(self) -> bool:
+        """Somebody asks to forget what failed."""
+        return self.resource.retry not in ("", self.resource.status.retried)
+
+    @property
+    def accounts(self) -> Sequence[ReplicaStatus]:
+        """What is held against each replica."""
+        told = self.resource.status.replica_statuses
+        if not self.retrying:
+            return told
+        clean = {"restarts": 0, "given_up": False, "next_retry_time": None, "last_failure": None}
+        return [status.model_copy(update=clean) for status in told]
+
+    @property
+    def exclusions(self) -> Sequence[Exclusion]:
+        """Those that hold now."""
+        if self.retrying:
+            return ()
+        return [
+            exclusion
+            for exclusion in self.resource.status.exclusions
+            if exclusion.until is None or at(exclusion.until) > self.now
+        ]
 
 
 # --- what is to be done
@@ -163,6 +178,14 @@ class DeletePod:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenGate:
+    """Let the scheduler see a pod: all pods of its replica exist."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
 class ApplyService:
     body: Object
     why: str
@@ -177,7 +200,9 @@ class EmitEvent:
     warning: bool = False
 
 
-Action = WriteRevision | DeleteRevision | WriteStatus | CreatePod | DeletePod | ApplyService | EmitEvent
+Action = (
+    WriteRevision | DeleteRevision | WriteStatus | CreatePod | DeletePod | OpenGate | ApplyService | EmitEvent
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,11 @@ class Container:
     last_ended: Ended | None = None
     """The run before the present one."""
 
+    @property
+    def failed(self) -> bool:
+        """It ended badly and does not run again yet."""
+        return self.waiting_reason == "CrashLoopBackOff" or bool(self.ended and self.ended.exit_code)
+
 
 @dataclass(frozen=True, slots=True)
 class OwnPod:
@@ -72,6 +77,12 @@ class OwnPod:
     """The scheduler's words while it finds no place; empty otherwise."""
     unschedulable_since: str
     container: Container
+    ready_since: str = ""
+    """When it turned ready; empty while it is not."""
+    gated: bool = False
+    """The scheduler does not look at it yet."""
+    disrupted: bool = False
+    """Kubernetes ended it for a reason that is not its own: evicted, preempted, its node drained."""
 
     @property
     def component(self) -> str:
@@ -119,6 +130,8 @@ def own_pod(obj: Object, pinned_node: str) -> OwnPod:
     owner: Object = next((ref for ref in meta.get("ownerReferences") or () if ref.get("controller")), {})
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
     scheduled = conditions.get("PodScheduled", {})
+    ready = conditions.get("Ready", {})
+    answers = ready.get("status") == "True"
     stuck = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
     return OwnPod(
         namespace=meta["namespace"],
@@ -139,10 +152,13 @@ def own_pod(obj: Object, pinned_node: str) -> OwnPod:
         reason=status.get("reason") or "",
         message=status.get("message") or "",
         address=status.get("podIP") or "",
-        ready=conditions.get("Ready", {}).get("status") == "True",
+        ready=answers,
         unschedulable=str(scheduled.get("message") or "no reason given") if stuck else "",
         unschedulable_since=str(scheduled.get("lastTransitionTime") or "") if stuck else "",
         container=_container(next(iter(status.get("containerStatuses") or ()), {})),
+        ready_since=str(ready.get("lastTransitionTime") or "") if answers else "",
+        gated=bool(spec.get("schedulingGates")),
+        disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
     )
 
 

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 
 from plimsoll import metrics
 from plimsoll.actuate.apply import Executor
+from plimsoll.cluster.course import Course
 from plimsoll.cluster.decisions import Room, decide
 from plimsoll.cluster.informer import Backoff
 from plimsoll.cluster.kube import DEPLOYMENTS, Kube, KubeError
@@ -33,7 +34,6 @@ from plimsoll.cluster.trigger import Trigger
 from plimsoll.cluster.verification import unread
 from plimsoll.cluster.writing import Writing
 from plimsoll.health import Heartbeat
-from plimsoll.planning.snapshot import Decision
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Reconciler:
         with metrics.PLAN_SECONDS.time():
             decisions = decide(observed, Room(view.nodes, observer.pods, view.priorities))
         _count(decisions)
-        return [replace(one, decision=decisions.get(one.resource.uid)) for one in observed]
+        return [replace(one, course=decisions.get(one.resource.uid)) for one in observed]
 
     def _step(self, one: Observed) -> Outcome:
         """What to do about one resource. That nothing was to be done stays so while nothing about it changes
@@ -163,6 +163,6 @@ def _names(one: Observed) -> dict[str, str]:
     return {"namespace": one.resource.owner.namespace, "deployment": one.resource.owner.name}
 
 
-def _count(decisions: Mapping[str, Decision]) -> None:
-    for decision in decisions.values():
-        metrics.PLANS.labels(decision.rejection.reason if decision.rejection else "Planned").inc()
+def _count(courses: Mapping[str, Course]) -> None:
+    for course in courses.values():
+        metrics.PLANS.labels(course.rejection.reason if course.rejection else "Planned").inc()

@@ -1,36 +1,34 @@
-"""Brings the worker pods of one resource to what its plan says: which to delete, which to create, how each
-replica is.
+"""Brings the worker pods of one resource to what its plans say: which to delete, which to create, which the
+scheduler may see, and how each replica is.
 
-    pod of another revision, of no planned replica, or on another node ─► delete
-    pod without a place at the scheduler's, past the deadline ──────────► delete, exclude the node
-    pod that ended for good (evicted, node shut down) ──────────────────► delete, next attempt
-    place without a pod ────────────────────────────────────────────────► create, unless something
-                                                                           still holds what it needs
+    pod of no planned replica, or of an older attempt ──────────► delete
+    pod on another node, deleted by somebody, or vanished ──────► the replica's next attempt
+    pod without a place at the scheduler's, past the deadline ──► the next attempt, the node excluded
+    pod that ended for good ────────────────────────────────────► the next attempt after a back-off, or none
+    place without a pod ────────────────────────────────────────► create, unless its room is still held
 
-A replaced revision goes first and the new one follows when it is gone (Recreate): the same GPUs may be meant.
+All stages of a replica share one attempt: they cannot go on without each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import groupby
 
 from plimsoll.actuate.claims import claim_template, is_claimed
 from plimsoll.actuate.pods import worker_pod, worker_pod_name
 from plimsoll.actuate.revisions import Revision
 from plimsoll.api.conditions import Failure
-from plimsoll.api.v1alpha1 import LastFailure, PlanPlacement, PlanStatus, ReplicaStatus
-from plimsoll.cluster.observed import CreatePod, DeletePod, Exclusion, Observed, Place, backoff, soonest
-from plimsoll.cluster.own_pods import CONTAINER_REASONS, IMAGE_REASONS, OwnPod, at, stamp
-from plimsoll.inventory.views import Resources
-from plimsoll_worker.launch import ExitReason
-
-RECREATE_BACKOFF = timedelta(seconds=10), timedelta(minutes=5)
-"""For pods that end although they should restart in place."""
-BLAMELESS = {"Evicted", "Preempting", "Terminated", "NodeShutdown", "Shutdown", "NodeLost"}
-"""Pod reasons that are the node's doing: no back-off."""
-STUCK_REASONS = IMAGE_REASONS | CONTAINER_REASONS | {"CrashLoopBackOff"}
+from plimsoll.api.v1alpha1 import Exclusion, PlanPlacement, PlanStatus, Replan, ReplicaStatus
+from plimsoll.cluster.budget import RECREATE_BACKOFF, Account, account
+from plimsoll.cluster.failures import OUT_OF_MEMORY, blameless, failing, last_failure
+from plimsoll.cluster.observed import CreatePod, DeletePod, Observed, OpenGate, Place, backoff, soonest
+from plimsoll.cluster.own_pods import OwnPod, at, stamp
+from plimsoll.cluster.targets import Target, plans_in_force
+from plimsoll.planning.candidates import worker_requests
+from plimsoll.planning.exclusions import configuration_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +37,7 @@ class Replicas:
 
     creates: tuple[CreatePod, ...] = ()
     deletes: tuple[DeletePod, ...] = ()
+    opens: tuple[OpenGate, ...] = ()
     statuses: tuple[ReplicaStatus, ...] = ()
     existing: int = 0
     """Replicas with a living pod, of any revision."""
@@ -48,7 +47,9 @@ class Replicas:
     updated_ready: int = 0
     unschedulable: str = ""
     failures: tuple[Failure, ...] = ()
+    given_up: tuple[Failure, ...] = ()
     exclusions: tuple[Exclusion, ...] = ()
+    """New ones."""
     attempts: Mapping[Place, int] = field(default_factory=dict)
     wake_at: datetime | None = None
     complete: bool = True
@@ -56,166 +57,288 @@ class Replicas:
 
 
 def reconcile_replicas(
-    observed: Observed,
-    plan: PlanStatus | None,
-    revision: Revision | None,
-    requests: Resources | None,
-    *,
-    running: bool,
+    observed: Observed, target: Target, revision: Revision | None, *, running: bool
 ) -> Replicas:
-    """`plan` belongs to `revision`, each of its pods asks for `requests`. `running` False: no pod is wanted.
-    No plan while pods are wanted leaves the pods that run alone: they serve until there is something
-    better."""
+    """`revision`: the wanted one, which may not be written yet. `running` False: no pod is wanted. Nothing
+    known of what is wanted leaves the pods that run alone: they serve until there is something better."""
     if not running:
         everything = tuple(_delete(pod, "no pods are wanted") for pod in _living(observed.worker_pods))
-        return _counted(Replicas(deletes=everything), observed, None)
-    if plan is None or revision is None or requests is None:
-        return _counted(Replicas(statuses=tuple(observed.resource.status.replica_statuses)), observed, None)
-    return _counted(_Round(observed, plan, revision, requests).result(), observed, plan)
+        return _counted(Replicas(deletes=everything), observed, target)
+    plans = [plan for plan in (target.plan, *target.older) if plan]
+    if not target.known or not plans:
+        return _counted(Replicas(statuses=tuple(observed.accounts)), observed, target)
+    planned = {plan.revision for plan in plans}
+    gone = tuple(
+        _delete(pod, f"revision {pod.revision} gives way to {target.update_revision}")
+        for pod in _living(observed.worker_pods)
+        if pod.revision not in planned
+    )
+    revisions = {known.name: known for known in (*observed.revisions, *([revision] if revision else ()))}
+    given_up = {target.update_revision: observed.course.intent.given_up} if observed.course else {}
+    rounds = [
+        _Round(
+            observed, plan, revisions.get(plan.revision), given_up.get(plan.revision, frozenset())
+        ).result()
+        for plan in plans
+    ]
+    found = Replicas(
+        creates=tuple(create for one in rounds for create in one.creates),
+        deletes=gone + tuple(delete for one in rounds for delete in one.deletes),
+        opens=tuple(gate for one in rounds for gate in one.opens),
+        statuses=tuple(status for one in rounds for status in one.statuses),
+        exclusions=tuple({one: None for part in rounds for one in part.exclusions}),
+        wake_at=soonest(*(one.wake_at for one in rounds)),
+        complete=all(one.complete for one in rounds),
+    )
+    return _counted(found, observed, target)
 
 
-def leave_alone(observed: Observed) -> Replicas:
-    """What there is, with nothing done about it."""
-    return reconcile_replicas(observed, None, None, None, running=True)
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    """Why the present attempt of a replica is over."""
+
+    why: str
+    due: datetime
+    """When the next one may start."""
+    blame: bool = False
+    """It counts as a restart."""
 
 
 class _Round:
-    """One pass over the places of a plan."""
+    """One pass over the places of one plan."""
 
-    def __init__(self, observed: Observed, plan: PlanStatus, revision: Revision, requests: Resources) -> None:
-        self._seen, self._plan, self._revision, self._requests = observed, plan, revision, requests
+    def __init__(
+        self,
+        observed: Observed,
+        plan: PlanStatus,
+        revision: Revision | None,
+        given_up: frozenset[int] = frozenset(),
+    ) -> None:
+        """`given_up`: replicas that count although they have no place."""
+        self._seen, self._plan, self._revision = observed, plan, revision
+        self._given_up = given_up
         self._creates: list[CreatePod] = []
         self._deletes: list[DeletePod] = []
+        self._opens: list[OpenGate] = []
         self._exclusions: list[Exclusion] = []
         self._wake: list[datetime] = []
         self._missing = 0
+        self._accounts = {told.replica: told for told in observed.accounts if told.revision == plan.revision}
 
     def result(self) -> Replicas:
-        superseded = [pod for pod in self._seen.worker_pods if pod.revision != self._plan.revision]
-        planned = {placement.replica for placement in self._plan.placements}
-        for pod in _living(superseded):
-            self._deletes.append(_delete(pod, f"revision {pod.revision} gives way to {self._plan.revision}"))
-        for pod in _living(self._pods(lambda pod: pod.replica not in planned)):
-            self._deletes.append(_delete(pod, f"replica {pod.replica} is not planned"))
-        # A terminating pod on a node that is gone may never leave; what it held is gone too.
-        waiting = any(pod.node in self._seen.ready_nodes or not pod.node for pod in superseded)
-        statuses = [self._replica(replica, may_create=not waiting) for replica in sorted(planned)]
+        places = {
+            replica: list(stages)
+            for replica, stages in groupby(self._plan.placements, lambda place: place.replica)
+        }
+        own = [pod for pod in self._seen.worker_pods if pod.revision == self._plan.revision]
+        for pod in _living(own):
+            if pod.replica not in places:
+                self._deletes.append(_delete(pod, f"replica {pod.replica} is not planned"))
+        statuses = [
+            self._replica(replica, stages, [pod for pod in own if pod.replica == replica])
+            for replica, stages in places.items()
+        ]
+        statuses += [
+            told for told in self._accounts.values() if told.replica in self._given_up and told.given_up
+        ]
         return Replicas(
             creates=tuple(self._creates),
             deletes=tuple(self._deletes),
-            statuses=tuple(statuses),
+            opens=tuple(self._opens),
+            statuses=tuple(sorted(statuses, key=lambda status: status.replica)),
             exclusions=tuple(self._exclusions),
             wake_at=soonest(*self._wake),
             complete=not self._missing,
         )
 
-    def _pods(self, chosen: Callable[[OwnPod], bool]) -> list[OwnPod]:
-        return [pod for pod in self._seen.worker_pods if pod.revision == self._plan.revision and chosen(pod)]
-
-    def _replica(self, replica: int, *, may_create: bool) -> ReplicaStatus:
-        pods = self._pods(lambda pod: pod.replica == replica)
-        attempt = self._attempt(replica, pods)
-        kept: list[OwnPod] = []
-        for placement in self._plan.placements:
-            if placement.replica != replica:
-                continue
-            stage = [pod for pod in pods if pod.stage == placement.stage]
-            pod = self._keep(stage, placement)
-            if pod:
-                kept.append(pod)
-                continue
-            self._missing += 1
-            if may_create:
-                self._create(placement, attempt, stage)
-        previous = next(
-            (old for old in self._seen.resource.status.replica_statuses if old.replica == replica), None
-        )
-        stages = self._plan.pipeline_parallel
-        ready = len(kept) == stages and all(pod.ready for pod in kept)
-        failure = next((found for pod in pods if (found := last_failure(pod))), None)
-        if failure is None and previous and not ready:
-            failure = previous.last_failure
-        return ReplicaStatus(
+    def _replica(self, replica: int, places: Sequence[PlanPlacement], pods: list[OwnPod]) -> ReplicaStatus:
+        told = self._accounts.get(replica)
+        attempt = max([told.attempt if told else 0, *(pod.attempt for pod in pods)])
+        present = [pod for pod in pods if pod.attempt == attempt]
+        for pod in _living(pods):
+            if pod.attempt != attempt:
+                self._deletes.append(_delete(pod, f"attempt {attempt} took its place"))
+        books = account(told, attempt, _living(present), self._seen.now)
+        kept, broken = self._attempt(places, present, attempt)
+        status = ReplicaStatus(
+            revision=self._plan.revision,
             replica=replica,
-            attempt=max((pod.attempt for pod in kept), default=attempt),
-            ready=ready,
-            restarts=sum(pod.container.restarts for pod in kept),
-            last_failure=failure,
+            attempt=attempt,
+            ready=len(kept) == len(places) and all(pod.ready for pod in kept),
+            restarts=books.restarts,
+            container_restarts=books.container_restarts,
+            last_failure=next((found for pod in pods if (found := last_failure(pod))), None),
+        )
+        if status.last_failure is None and told and not status.ready:
+            status = status.model_copy(update={"last_failure": told.last_failure})
+        self._learn(told, status, present)
+        if books.used_up(kept, self._most) or (broken and broken.blame and books.restarts >= self._most):
+            return self._give_up(status, pods)
+        if broken is None:
+            self._go_on(places, kept, pods, attempt, books)
+            return status
+        if self._seen.now < broken.due:
+            self._wake.append(broken.due)
+            self._missing += 1
+            return status.model_copy(update={"next_retry_time": stamp(broken.due)})
+        return self._next_attempt(status, places, pods, broken)
+
+    @property
+    def _most(self) -> int:
+        spec = self._seen.resource.spec
+        return spec.rollout.max_restarts if spec else 0
+
+    # --- how the present attempt stands
+
+    def _attempt(
+        self, places: Sequence[PlanPlacement], present: list[OwnPod], attempt: int
+    ) -> tuple[list[OwnPod], _Broken | None]:
+        """The pods that hold their places, and why the attempt is over, if it is."""
+        kept: list[OwnPod] = []
+        broken: list[_Broken] = []
+        missing: list[PlanPlacement] = []
+        for place in places:
+            stage = [pod for pod in present if pod.stage == place.stage]
+            pod = self._holder(stage, place)
+            if pod is None and not stage and not self._was_seen(place, attempt):
+                missing.append(place)
+            elif fault := self._fault(pod, place):
+                broken.append(fault)
+            elif pod:
+                kept.append(pod)
+        if missing and any(not pod.gated for pod in kept) and len(places) > 1:
+            broken.append(_Broken(f"stage {missing[0].stage} is gone", self._seen.now))
+        return kept, max(broken, key=lambda fault: (fault.blame, fault.due), default=None)
+
+    def _holder(self, stage: list[OwnPod], place: PlanPlacement) -> OwnPod | None:
+        """The pod of the place; others that say they are it are deleted, unless they leave by themselves."""
+        right = [pod for pod in _living(stage) if (pod.node or pod.pinned_node) == place.node]
+        holder = min(right, key=lambda pod: (pod.finished, pod.name), default=None)
+        for pod in _living(stage):
+            if pod is not holder:
+                self._deletes.append(_delete(pod, f"replica {pod.replica} belongs on node {place.node}"))
+        return holder
+
+    def _was_seen(self, place: PlanPlacement, attempt: int) -> bool:
+        seen = self._seen.memory.attempts.get((self._plan.revision, place.replica, place.stage), -1)
+        return seen >= attempt
+
+    def _fault(self, pod: OwnPod | None, place: PlanPlacement) -> _Broken | None:
+        now = self._seen.now
+        if pod is None:
+            return _Broken("its pod is gone or goes", now)
+        if pod.finished:
+            ended = pod.container.ended or pod.container.last_ended
+            since = at(ended.time) if ended and ended.time else at(pod.created)
+            if blameless(pod):
+                return _Broken(f"it ended: {pod.reason or pod.phase}", since)
+            told = self._accounts.get(place.replica)
+            pause = backoff(1 + (told.restarts if told else 0), *RECREATE_BACKOFF)
+            return _Broken(f"it ended: {pod.reason or pod.phase}", since + pause, blame=True)
+        return self._stranded(pod, place)
+
+    def _stranded(self, pod: OwnPod, place: PlanPlacement) -> _Broken | None:
+        """The scheduler has found no place for it for too long."""
+        if not pod.unschedulable or self._policy is not Replan.ON_PLACEMENT_FAILURE:
+            return None
+        deadline = at(pod.unschedulable_since or pod.created) + self._seen.timing.unschedulable
+        if self._seen.now < deadline:
+            self._wake.append(deadline)
+            return None
+        until = stamp(self._seen.now + self._seen.timing.exclusion)
+        self._exclusions.append(
+            Exclusion(node=place.node, reason="Unschedulable", message=pod.unschedulable, until=until)
+        )
+        self._wake.append(self._seen.now)
+        return _Broken(f"the scheduler finds no place for it: {pod.unschedulable}", self._seen.now)
+
+    @property
+    def _policy(self) -> Replan:
+        spec = self._seen.resource.spec
+        return spec.plan.replan if spec else Replan.MANUAL
+
+    def _learn(self, told: ReplicaStatus | None, status: ReplicaStatus, present: Iterable[OwnPod]) -> None:
+        """A configuration that ran out of memory is not tried again."""
+        failure = status.last_failure
+        if failure is None or failure.reason not in OUT_OF_MEMORY:
+            return
+        known = told.last_failure if told else None
+        again = any(pod.container.failed or pod.finished for pod in present)
+        if self._policy is not Replan.ON_PLACEMENT_FAILURE or (known == failure and not again):
+            return
+        configuration = configuration_of(self._plan)
+        if any(one.configuration == configuration for one in self._seen.exclusions):
+            return
+        self._exclusions.append(
+            Exclusion(configuration=configuration, reason=failure.reason, message=failure.message)
+        )
+        self._wake.append(self._seen.now)
+
+    # --- what follows
+
+    def _go_on(
+        self,
+        places: Sequence[PlanPlacement],
+        kept: list[OwnPod],
+        pods: list[OwnPod],
+        attempt: int,
+        books: Account,
+    ) -> None:
+        held = {pod.stage for pod in kept}
+        for place in places:
+            if place.stage not in held:
+                self._create(place, attempt, pods)
+        if len(kept) == len(places):
+            self._opens += [OpenGate(pod.name, pod.uid) for pod in kept if pod.gated]
+        if books.wake_at:
+            self._wake.append(books.wake_at)
+
+    def _next_attempt(
+        self, status: ReplicaStatus, places: Sequence[PlanPlacement], pods: list[OwnPod], broken: _Broken
+    ) -> ReplicaStatus:
+        self._leave(pods, broken.why)
+        for place in places:
+            self._create(place, status.attempt + 1, pods)
+        return status.model_copy(
+            update={
+                "attempt": status.attempt + 1,
+                "ready": False,
+                "restarts": status.restarts + broken.blame,
+                "container_restarts": 0,
+            }
         )
 
-    def _keep(self, pods: list[OwnPod], placement: PlanPlacement) -> OwnPod | None:
-        """The pod that holds this place, if one does; the others of this stage are deleted."""
-        kept: OwnPod | None = None
-        for pod in sorted(_living(pods), key=lambda pod: pod.attempt, reverse=True):
-            where = pod.node or pod.pinned_node
-            if kept or where != placement.node:
-                self._deletes.append(_delete(pod, f"replica {pod.replica} belongs on node {placement.node}"))
-            elif pod.finished:
-                self._replace_finished(pod)
-            elif self._is_stranded(pod):
-                self._exclude(pod, placement.node)
-            else:
-                kept = pod
-        return kept
+    def _give_up(self, status: ReplicaStatus, pods: list[OwnPod]) -> ReplicaStatus:
+        self._leave(pods, f"given up after {status.restarts} restarts")
+        self._wake.append(self._seen.now)
+        return status.model_copy(update={"given_up": True, "ready": False})
 
-    def _replace_finished(self, pod: OwnPod) -> None:
-        ended = pod.container.ended or pod.container.last_ended
-        since = at(ended.time) if ended and ended.time else at(pod.created)
-        first, longest = RECREATE_BACKOFF
-        due = since if pod.reason in BLAMELESS else since + backoff(pod.attempt + 1, first, longest)
-        if self._seen.now >= due:
-            self._deletes.append(_delete(pod, f"it ended: {pod.reason or pod.phase}"))
-        else:
-            self._wake.append(due)
+    def _leave(self, pods: Iterable[OwnPod], why: str) -> None:
+        leaving = {delete.uid for delete in self._deletes}
+        self._deletes += [_delete(pod, why) for pod in _living(pods) if pod.uid not in leaving]
 
-    def _is_stranded(self, pod: OwnPod) -> bool:
-        if not pod.unschedulable:
-            return False
-        deadline = at(pod.unschedulable_since or pod.created) + self._seen.timing.unschedulable
-        if self._seen.now >= deadline:
-            return True
-        self._wake.append(deadline)
-        return False
-
-    def _exclude(self, pod: OwnPod, node: str) -> None:
-        self._deletes.append(_delete(pod, f"the scheduler finds no place for it: {pod.unschedulable}"))
-        until = self._seen.now + self._seen.timing.exclusion
-        self._exclusions.append(Exclusion(node, pod.unschedulable, until))
-
-    def _create(self, placement: PlanPlacement, attempt: int, pods: list[OwnPod]) -> None:
-        """Unless something is in the way: a refusal that is backing off, an excluded node, a pod that still
-        holds the same room, or a finished one that waits for its back-off."""
-        refusal = self._seen.memory.refusal
+    def _create(self, place: PlanPlacement, attempt: int, pods: Iterable[OwnPod]) -> None:
+        """Unless something is in the way: a refusal that is backing off, an excluded node, or a pod that
+        still holds the same room."""
+        self._missing += 1
+        refusal, course = self._seen.memory.refusal, self._seen.course
         if refusal and self._seen.now < refusal.retry_at:
             self._wake.append(refusal.retry_at)
             return
-        if any(exclusion.node == placement.node for exclusion in self._exclusions):
+        excluded = any(exclusion.node == place.node for exclusion in self._exclusions)
+        if excluded or (course and place.node in course.blocked) or self._revision is None:
             return
-        leaving = {delete.uid for delete in self._deletes}
         for pod in pods:
-            same_place = (pod.node or pod.pinned_node) == placement.node
-            if pod.finished and not pod.terminating and pod.uid not in leaving:
-                return
+            same_place = pod.stage == place.stage and (pod.node or pod.pinned_node) == place.node
             if same_place and not pod.finished and pod.node in self._seen.ready_nodes:
                 return
-        name = worker_pod_name(self._plan.revision, placement.replica, placement.stage, attempt)
+        name = worker_pod_name(self._plan.revision, place.replica, place.stage, attempt)
         if name in self._seen.promised:
             return
-        body = worker_pod(self._revision, self._plan, placement, attempt, self._requests, self._seen.defaults)
+        requests = worker_requests(self._plan, self._revision.spec, self._revision.facts)
+        body = worker_pod(self._revision, self._plan, place, attempt, requests, self._seen.defaults)
         template = claim_template(self._revision, self._plan) if is_claimed(self._plan) else None
         self._creates.append(CreatePod(body, pinned=True, template=template))
-
-    def _attempt(self, replica: int, pods: Iterable[OwnPod]) -> int:
-        """The number the next pod of this replica carries. What status says is kept until a pod with that
-        number was seen; then a pod that is missing was lost, and the next number makes it a new one."""
-        status = self._seen.resource.status
-        told = 0
-        if status.update_revision == self._plan.revision:
-            told = next((old.attempt for old in status.replica_statuses if old.replica == replica), 0)
-        used = [pod.attempt for pod in pods]
-        if (known := self._seen.memory.attempts.get((self._plan.revision, replica))) is not None:
-            used.append(known)
-        return max([told, *(attempt + 1 for attempt in used)])
 
 
 def _living(pods: Iterable[OwnPod]) -> list[OwnPod]:
@@ -226,70 +349,46 @@ def _delete(pod: OwnPod, why: str) -> DeletePod:
     return DeletePod(pod.name, pod.uid, why)
 
 
-def _counted(found: Replicas, observed: Observed, plan: PlanStatus | None) -> Replicas:
+def _counted(found: Replicas, observed: Observed, target: Target) -> Replicas:
     """Adds the counts, the troubles and the attempts seen: they are about pods that are there, whatever is
     planned."""
+    stages = {name: plan.pipeline_parallel for name, plan in plans_in_force(observed).items()}
     living = [pod for pod in _living(observed.worker_pods) if not pod.finished]
-    updated = [pod for pod in living if plan and pod.revision == plan.revision and pod.stage == 0]
+    by_replica: dict[tuple[str, int], list[OwnPod]] = {}
+    for pod in living:
+        by_replica.setdefault((pod.revision, pod.replica), []).append(pod)
+    updated = target.plan.revision if target.plan else ""
+    whole = {which: len(pods) >= stages.get(which[0], 1) for which, pods in by_replica.items()}
+    ready = {which for which, pods in by_replica.items() if whole[which] and all(pod.ready for pod in pods)}
+    bound = {which for which, pods in by_replica.items() if whole[which] and all(pod.node for pod in pods)}
     attempts = dict(observed.memory.attempts)
     for pod in observed.worker_pods:
-        place = (pod.revision, pod.replica)
+        place = (pod.revision, pod.replica, pod.stage)
         attempts[place] = max(pod.attempt, attempts.get(place, 0))
     failures = [told for pod in observed.worker_pods if not pod.terminating and (told := failing(pod))]
-    return Replicas(
-        creates=found.creates,
-        deletes=found.deletes,
-        statuses=found.statuses,
-        exclusions=found.exclusions,
-        wake_at=found.wake_at,
-        complete=found.complete,
-        existing=len({(pod.revision, pod.replica) for pod in living}),
-        ready=sum(pod.ready for pod in living if pod.stage == 0),
-        updated=len(updated),
-        updated_scheduled=sum(bool(pod.node) for pod in updated),
-        updated_ready=sum(pod.ready for pod in updated),
+    return replace(
+        found,
+        existing=len(by_replica),
+        ready=len(ready),
+        updated=sum(revision == updated for revision, _ in by_replica),
+        updated_scheduled=sum(revision == updated for revision, _ in bound),
+        updated_ready=sum(revision == updated for revision, _ in ready),
         unschedulable=next(
             (f"pod {pod.name}: {pod.unschedulable}" for pod in living if pod.unschedulable), ""
         ),
         failures=tuple(failures),
+        given_up=tuple(_last_words(status) for status in found.statuses if status.given_up),
         attempts=attempts,
     )
 
 
-def last_failure(pod: OwnPod) -> LastFailure | None:
-    """How the pod's container last ended, in the worker's own words where it left any."""
-    ended = pod.container.ended or pod.container.last_ended
-    if ended and (ended.exit_code != 0 or pod.finished):
-        own = ExitReason.parse(ended.message)
-        return LastFailure(
-            reason=own.reason.value if own else ended.reason,
-            pod=pod.name,
-            message=own.message if own else _words(ended.message, ended.exit_code),
-            time=ended.time or pod.created,
-        )
-    if pod.phase == "Failed":
-        return LastFailure(
-            reason=pod.reason or "Failed", pod=pod.name, message=pod.message, time=stamp(at(pod.created))
-        )
-    return None
-
-
-def _words(message: str, exit_code: int) -> str:
-    return (
-        message[-500:] if message else f"the container ended with exit code {exit_code} and left no message"
+def _last_words(status: ReplicaStatus) -> Failure:
+    told = status.last_failure
+    tried = "1 restart" if status.restarts == 1 else f"{status.restarts} restarts"
+    again = (
+        f"replica {status.replica} is given up after {tried} (rollout.maxRestarts); a changed spec or a new "
+        "value of the annotation plimsoll.dev/retry tries again"
     )
-
-
-def failing(pod: OwnPod) -> Failure | None:
-    """Why a pod does not answer, when that is a failure and not just a start."""
-    if pod.ready:
-        return None
-    if ended := last_failure(pod):
-        again = f" (restarted {pod.container.restarts} times)" if pod.container.restarts else ""
-        return Failure(ended.reason, f"{ended.message}{again}", pod.name)
-    if pod.container.waiting_reason in STUCK_REASONS:
-        # The kubelet swings between the two words while it retries; conditions must not.
-        waiting = pod.container.waiting_reason
-        reason = "ImagePullBackOff" if waiting in IMAGE_REASONS else waiting
-        return Failure(reason, pod.container.waiting_message, pod.name)
-    return None
+    if told is None:
+        return Failure("RestartBudgetExhausted", again, "")
+    return Failure(told.reason, f"{told.message}; {again}", told.pod)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from plimsoll.actuate.ownership import Owner
+from plimsoll.actuate.ownership import REPLAN, RETRY, Owner
 from plimsoll.actuate.revisions import model_key
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec, LLMDeploymentStatus
 
@@ -32,6 +32,10 @@ class Resource:
     raw_status: Mapping[str, Any]
     model_key: str
     """Which model it reads, see `actuate.revisions.model_key`; empty when the spec does not parse."""
+    retry: str = ""
+    """Value of the annotation plimsoll.dev/retry."""
+    replan: str = ""
+    """Value of the annotation plimsoll.dev/replan."""
 
     @property
     def uid(self) -> str:
@@ -68,7 +72,14 @@ class Resource:
             status=status,
             raw_status=raw,
             model_key=key,
+            retry=_short(meta, RETRY),
+            replan=_short(meta, REPLAN),
         )
+
+
+def _short(meta: Mapping[str, Any], annotation: str) -> str:
+    """As much of an annotation as status keeps."""
+    return str((meta.get("annotations") or {}).get(annotation, ""))[:253]
 
 
 def _spec(obj: Mapping[str, Any]) -> tuple[LLMDeploymentSpec | None, str]:

@@ -9,16 +9,28 @@ from __future__ import annotations
 from plimsoll.actuate import services
 from plimsoll.actuate.ownership import selector_text, worker_selector
 from plimsoll.api.conditions import PLANNING, Finding, Observation, conditions, fails, holds, pending
-from plimsoll.api.v1alpha1 import LLMDeploymentStatus, ModelStatus, PlanMode, PlanStatus, RejectedOption
+from plimsoll.api.v1alpha1 import (
+    Exclusion,
+    LLMDeploymentStatus,
+    ModelStatus,
+    PlanMode,
+    PlanStatus,
+    RejectedOption,
+)
+from plimsoll.cluster.course import Manner
+from plimsoll.cluster.exposure import missing_services
 from plimsoll.cluster.inspection import Inspection, Resolution
 from plimsoll.cluster.observed import Observed
-from plimsoll.cluster.own_pods import stamp
+from plimsoll.cluster.progress import last_progress, lateness
 from plimsoll.cluster.replicas import Replicas
 from plimsoll.cluster.targets import Target
 from plimsoll.cluster.verification import measured, verify
+from plimsoll.cluster.wanted import held_revision, is_held_back
 from plimsoll.model.facts import ModelFacts
 from plimsoll.sizing.kv_cache import bytes_per_token
 from plimsoll_worker.launch import Precision
+
+MAX_EXCLUSIONS = 16
 
 
 def compose_status(
@@ -29,12 +41,14 @@ def compose_status(
     spec, owner, before = resource.spec, resource.owner, resource.status
     serves = spec is not None and inspection is not None and inspection.facts is not None
     url = services.url(owner, spec) if spec and serves and spec.plan.mode is PlanMode.APPLY else ""
+    progressed = last_progress(observed, target, replicas)
     seen = Observation(
         generation=resource.generation,
         desired=spec.replicas if spec else 0,
         existing=replicas.existing,
         ready=replicas.ready,
         updated=replicas.updated,
+        due=_due(observed, target),
         updated_scheduled=replicas.updated_scheduled,
         updated_ready=replicas.updated_ready,
         invalid=resource.problem,
@@ -45,6 +59,11 @@ def compose_status(
         unschedulable=replicas.unschedulable,
         refused=observed.memory.refusal.message if observed.memory.refusal else "",
         failures=replicas.failures,
+        given_up=replicas.given_up,
+        rollout=_rollout(observed),
+        held=_held(observed, inspection),
+        late=lateness(observed, inspection, progressed),
+        exposed=not (url and spec and missing_services(observed, spec)),
         verified=verify(observed, target.plan),
         url=url,
     )
@@ -53,6 +72,7 @@ def compose_status(
         replicas=replicas.existing,
         ready_replicas=replicas.ready,
         updated_replicas=replicas.updated,
+        updated_ready_replicas=replicas.updated_ready,
         selector=selector_text(worker_selector(owner)),
         url=url,
         current_revision=target.current_revision,
@@ -62,6 +82,9 @@ def compose_status(
         rejected=_rejected(observed),
         measured=measured(observed, target.plan),
         replica_statuses=list(replicas.statuses),
+        exclusions=_exclusions(observed, replicas),
+        retried=resource.retry or before.retried,
+        last_progress_time=progressed,
         conditions=conditions(seen, before.conditions, now=observed.now),
     )
 
@@ -79,21 +102,53 @@ def _model(inspection: Inspection | None) -> Finding:
 
 
 def _plan(observed: Observed, plan: PlanStatus | None) -> Finding:
-    decision = observed.decision
-    if decision is None:
+    course = observed.course
+    if course is None or course.decision is None:
         return PLANNING
-    if decision.rejection:
-        excluded = "".join(
-            f"; node {exclusion.node} is left out until {stamp(exclusion.until)}: {exclusion.message}"
-            for exclusion in observed.memory.exclusions
-            if exclusion.until > observed.now
-        )
-        return fails(decision.rejection.reason, decision.rejection.message + excluded)
-    return holds("Planned", plan.summary) if plan else PLANNING
+    excluded = "".join(f"; {_left_out(exclusion)}" for exclusion in observed.exclusions)
+    if course.rejection:
+        return fails(course.rejection.reason, course.rejection.message + excluded)
+    return holds("Planned", plan.summary + excluded) if plan else PLANNING
+
+
+def _left_out(exclusion: Exclusion) -> str:
+    what = f"node {exclusion.node}" if exclusion.node else exclusion.configuration
+    until = f" until {exclusion.until}" if exclusion.until else ""
+    return f"{what} is left out{until}: {exclusion.reason}: {exclusion.message}"
+
+
+def _exclusions(observed: Observed, replicas: Replicas) -> list[Exclusion]:
+    """Those that hold and the new ones, each node and configuration once. Nodes give way first: they would be
+    found out again."""
+    found = {(one.node, one.configuration): one for one in (*observed.exclusions, *replicas.exclusions)}
+    return sorted(found.values(), key=lambda one: not one.configuration)[:MAX_EXCLUSIONS]
+
+
+def _due(observed: Observed, target: Target) -> int | None:
+    if _rollout(observed) is None or target.plan is None:
+        return None
+    return len({place.replica for place in target.plan.placements})
+
+
+def _rollout(observed: Observed) -> Finding | None:
+    course = observed.course
+    if course is None or course.manner is Manner.STEADY:
+        return None
+    return holds(course.manner.value, course.message)
+
+
+def _held(observed: Observed, inspection: Inspection | None) -> str:
+    held = held_revision(observed)
+    if held is None or inspection is None or not is_held_back(observed, inspection):
+        return ""
+    return (
+        f"plan.replan is Manual: revision {held.name} stays until the annotation plimsoll.dev/replan has a "
+        "new value"
+    )
 
 
 def _rejected(observed: Observed) -> list[RejectedOption]:
-    rejection = observed.decision.rejection if observed.decision else None
+    rejection = observed.course.rejection if observed.course else None
     return list(rejection.rejected) if rejection else []
 
 

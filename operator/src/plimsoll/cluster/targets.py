@@ -1,4 +1,4 @@
-"""Which plan a resource's pods follow, and which plans status tells.
+"""Which plans a resource's pods follow, and which plans status tells.
 
 Planning answers afresh each time; status holds what was decided before. A decision that has no place for a
 replica does not take the place away from a pod that lives there: a node that is not ready for a moment must
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from pydantic import ValidationError
 
@@ -17,6 +18,7 @@ from plimsoll.actuate.revisions import Revision
 from plimsoll.api.v1alpha1 import PlanPlacement, PlanStatus
 from plimsoll.cluster.observed import Observed
 from plimsoll.cluster.own_pods import OwnPod
+from plimsoll.cluster.standing import Standing
 
 MAX_PLANS = 2
 
@@ -24,20 +26,43 @@ MAX_PLANS = 2
 @dataclass(frozen=True, slots=True)
 class Target:
     plan: PlanStatus | None
-    """What pods are brought to; None: leave those that run alone."""
-    plans: tuple[PlanStatus, ...]
-    """For status.plans: what still serves, then what is wanted."""
+    """Of the wanted revision."""
+    older: tuple[PlanStatus, ...]
+    """Of older revisions that go on for now; the one that serves comes first."""
     current_revision: str
     update_revision: str
+    known: bool = True
+    """False: nothing is known of what is wanted, so pods that run are left alone."""
+
+    @property
+    def plans(self) -> tuple[PlanStatus, ...]:
+        """For status.plans: what still serves, then what is wanted."""
+        return (*self.older[: MAX_PLANS - 1], *((self.plan,) if self.plan else ()))
 
 
 def choose_target(observed: Observed, revision: Revision | None) -> Target:
     told = plans_in_force(observed)
     name = revision.name if revision else ""
-    plan = _with_living_places(observed, told.get(name)) if revision else None
-    older = [told[old] for old in _serving(observed.worker_pods) if old in told and old != name]
-    plans = (*older[: MAX_PLANS - 1], *((plan,) if plan else ()))
-    return Target(plan, plans, _current(observed, older, plan), name)
+    course = observed.course
+    if course is None:
+        older = [plan for other, plan in told.items() if other != name]
+        return Target(
+            told.get(name),
+            tuple(older),
+            observed.resource.status.current_revision,
+            name,
+            known=False,
+        )
+    decided = course.decision.plan if course.decision else None
+    plan = _with_living_places(observed, told.get(name), decided, course.intent.placed)
+    older = []
+    for other, replicas in course.intent.kept().items():
+        kept = _with_living_places(observed, told.get(other), course.older.get(other), replicas)
+        if kept and kept.placements:
+            older.append(kept)
+    current = observed.resource.status.current_revision
+    older.sort(key=lambda one: (one.revision != current, -len(one.placements), one.revision))
+    return Target(plan, tuple(older), _current(observed, older, plan), name)
 
 
 def plans_in_force(observed: Observed) -> dict[str, PlanStatus]:
@@ -48,6 +73,32 @@ def plans_in_force(observed: Observed) -> dict[str, PlanStatus]:
         if pod.revision not in told and (plan := _recovered(pod.revision, observed.worker_pods)):
             told[pod.revision] = plan
     return told
+
+
+def standing_replicas(observed: Observed) -> list[Standing]:
+    """All replicas of all revisions, those that gave up included."""
+    given_up = {(told.revision, told.replica) for told in observed.accounts if told.given_up}
+    found = [
+        _standing(plan, replica, tuple(places), observed.worker_pods)
+        for plan in plans_in_force(observed).values()
+        for replica, places in groupby(_ordered(plan.placements), lambda place: place.replica)
+        if (plan.revision, replica) not in given_up
+    ]
+    return found + [Standing(*which, ready=False, failed=True) for which in sorted(given_up)]
+
+
+def _standing(
+    plan: PlanStatus, replica: int, places: tuple[PlanPlacement, ...], pods: Iterable[OwnPod]
+) -> Standing:
+    mine = [pod for pod in pods if (pod.revision, pod.replica) == (plan.revision, replica)]
+    living = _living(mine)
+    return Standing(
+        revision=plan.revision,
+        replica=replica,
+        ready=len(living) >= plan.pipeline_parallel and all(pod.ready for pod in living),
+        failed=any(pod.finished or (pod.container.failed and not pod.ready) for pod in mine),
+        places=places,
+    )
 
 
 def _living(pods: Iterable[OwnPod]) -> list[OwnPod]:
@@ -74,15 +125,14 @@ def _recovered(revision: str, pods: Iterable[OwnPod]) -> PlanStatus | None:
     return None
 
 
-def _with_living_places(observed: Observed, told: PlanStatus | None) -> PlanStatus | None:
-    """The decision's plan, and for replicas it has no place for, the place where a pod of theirs lives."""
-    decision = observed.decision
-    decided = decision.plan if decision else None
+def _with_living_places(
+    observed: Observed, told: PlanStatus | None, decided: PlanStatus | None, wanted: Iterable[int]
+) -> PlanStatus | None:
+    """The decided plan, and for wanted replicas it has no place for, the place where a pod of theirs
+    lives."""
     if told is None:
         return decided
     placed = {placement.replica for placement in decided.placements} if decided else set()
-    spec = observed.resource.spec
-    wanted = spec.replicas if spec else 0
     living = {
         (pod.replica, pod.node or pod.pinned_node)
         for pod in _living(observed.worker_pods)
@@ -91,9 +141,7 @@ def _with_living_places(observed: Observed, told: PlanStatus | None) -> PlanStat
     kept = [
         placement
         for placement in told.placements
-        if placement.replica not in placed
-        and placement.replica < wanted
-        and (placement.replica, placement.node) in living
+        if placement.replica in set(wanted) - placed and (placement.replica, placement.node) in living
     ]
     if not kept:
         return decided
@@ -105,18 +153,12 @@ def _ordered(placements: Iterable[PlanPlacement]) -> list[PlanPlacement]:
     return sorted(placements, key=lambda place: (place.replica, place.stage))
 
 
-def _serving(pods: Iterable[OwnPod]) -> list[str]:
-    """Revisions that have pods, terminating ones included, the youngest first."""
-    newest: dict[str, str] = {}
-    for pod in pods:
-        newest[pod.revision] = max(pod.created, newest.get(pod.revision, ""))
-    return sorted(newest, key=lambda revision: newest[revision], reverse=True)
-
-
 def _current(observed: Observed, older: list[PlanStatus], plan: PlanStatus | None) -> str:
-    """The revision whose pods serve: the older one until it is gone."""
+    """The revision whose pods serve: the older one until it has no place and the new one answers."""
     if older:
         return older[0].revision
-    if plan and any(pod.revision == plan.revision for pod in observed.worker_pods):
+    before = observed.resource.status.current_revision
+    pods = {pod.revision: pod.ready for pod in sorted(observed.worker_pods, key=lambda pod: pod.ready)}
+    if plan and plan.revision in pods and (pods[plan.revision] or before not in pods):
         return plan.revision
-    return ""
+    return before if before in pods else ""

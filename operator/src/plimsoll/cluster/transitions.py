@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from plimsoll.api.v1alpha1 import Condition, LLMDeploymentStatus, ReplicaStatus
+from plimsoll.cluster.course import Manner
 from plimsoll.cluster.observed import CreatePod, EmitEvent
+
+TOLD_MANNERS = {Manner.SURGE.value, Manner.RECREATE.value, "ProgressDeadlineExceeded"}
 
 
 def events(
@@ -21,6 +24,7 @@ def events(
         *_plan(before, after),
         *_pods(creates),
         *_failures(before.replica_statuses, after.replica_statuses),
+        *_rollout(before, after),
         *_readiness(before, after),
     )
 
@@ -55,13 +59,31 @@ def _pods(creates: Iterable[CreatePod]) -> Iterator[EmitEvent]:
 
 
 def _failures(before: Iterable[ReplicaStatus], after: Iterable[ReplicaStatus]) -> Iterator[EmitEvent]:
-    known = {status.replica: status.last_failure for status in before}
+    known = {(status.revision, status.replica): status for status in before}
     for status in after:
-        failure = status.last_failure
-        if failure and failure != known.get(status.replica):
+        failure, was = status.last_failure, known.get((status.revision, status.replica))
+        if failure and failure != (was.last_failure if was else None):
             yield EmitEvent(
                 "ReplicaFailed", f"pod {failure.pod}: {failure.reason}: {failure.message}", warning=True
             )
+        if status.given_up and not (was and was.given_up):
+            yield EmitEvent(
+                "RestartBudgetExhausted",
+                f"replica {status.replica} is given up after {status.restarts} restarts",
+                warning=True,
+            )
+
+
+def _rollout(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> Iterator[EmitEvent]:
+    """How replicas will be replaced, and what planning leaves out from now on."""
+    was, now = _find(before, "Progressing"), _find(after, "Progressing")
+    if now and _flipped(was, now) and now.reason in TOLD_MANNERS:
+        yield EmitEvent(now.reason, now.message, warning=now.status == "False")
+    known = {(one.node, one.configuration) for one in before.exclusions}
+    for one in after.exclusions:
+        if (one.node, one.configuration) not in known:
+            what = f"node {one.node}" if one.node else one.configuration
+            yield EmitEvent("Excluded", f"{what}: {one.reason}: {one.message}", warning=True)
 
 
 def _readiness(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> Iterator[EmitEvent]:

@@ -8,6 +8,7 @@ grows with the program.
     fields   the vocabulary: checked text, quantities, rules
     spec     what a user asks for
     workload what the model has to do, and how it may be cut and rounded
+    rollout  how plans are used and replicas replaced
     status   what the operator found, decided and measured
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from plimsoll.api.v1alpha1.fields import Model, Quantity
+from plimsoll.api.v1alpha1.rollout import PlanMode, PlanPolicy, Replan, Rollout, RolloutStrategy
 from plimsoll.api.v1alpha1.spec import (
     Accelerators,
     ContainerResources,
@@ -29,16 +31,14 @@ from plimsoll.api.v1alpha1.spec import (
     ModelSource,
     PersistentVolumeClaimSource,
     Placement,
-    PlanMode,
-    PlanPolicy,
     PodTemplate,
-    Rollout,
     SecretKeyRef,
     ServiceSpec,
     Toleration,
 )
 from plimsoll.api.v1alpha1.status import (
     Condition,
+    Exclusion,
     LastFailure,
     LLMDeploymentStatus,
     MeasuredStage,
@@ -91,6 +91,7 @@ __all__ = [
     "ContainerResources",
     "Engine",
     "EnvVar",
+    "Exclusion",
     "GPUAllocation",
     "GPUSharing",
     "HuggingFaceSource",
@@ -119,8 +120,10 @@ __all__ = [
     "Quantity",
     "Quantization",
     "RejectedOption",
+    "Replan",
     "ReplicaStatus",
     "Rollout",
+    "RolloutStrategy",
     "SecretKeyRef",
     "ServiceSpec",
     "StageMemory",

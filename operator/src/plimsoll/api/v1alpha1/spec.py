@@ -21,6 +21,7 @@ from plimsoll.api.v1alpha1.fields import (
     label_keys,
     list_map,
 )
+from plimsoll.api.v1alpha1.rollout import PlanPolicy, Rollout
 from plimsoll.api.v1alpha1.workload import Parallelism, Quantization, Targets, Workload
 from plimsoll_worker.launch import Device
 
@@ -228,27 +229,6 @@ class Placement(Model):
             "topologyKey is for device GPU, where a replica may span nodes: remove it or write device: GPU",
         ),
     )
-
-
-class PlanMode(StrEnum):
-    """What happens with a plan."""
-
-    APPLY = "Apply"
-    PLAN_ONLY = "PlanOnly"
-
-
-class PlanPolicy(Model):
-    """How plans are used."""
-
-    mode: PlanMode = PlanMode.APPLY
-    """Apply starts worker pods. PlanOnly writes the plan to status and starts none. Default: Apply."""
-
-
-class Rollout(Model):
-    """How replicas are replaced."""
-
-    drain_seconds: Annotated[int, Field(ge=0, le=3600)] = 120
-    """Time that a stopping worker has to finish running requests, in seconds. Default: 120."""
 
 
 class ServiceSpec(Model):

@@ -189,8 +189,10 @@ class LastFailure(Model):
 
 
 class ReplicaStatus(Model):
-    """One replica."""
+    """One replica of one revision."""
 
+    revision: ShortText
+    """Revision it belongs to."""
     replica: int
     """Replica, from 0."""
     attempt: int
@@ -198,9 +200,32 @@ class ReplicaStatus(Model):
     ready: bool
     """Whether it answers."""
     restarts: int = 0
-    """Restarts of its containers in place."""
+    """Restarts after failures, in place and anew, since it last ran well; counted against
+    rollout.maxRestarts."""
+    container_restarts: int = 0
+    """Restarts that the kubelet told of the pods of this attempt; what is beyond is counted next."""
+    given_up: bool = False
+    """The restarts are used up: its pods are gone until the spec or the annotation plimsoll.dev/retry
+    changes."""
+    next_retry_time: Timestamp | None = None
+    """When its pods are created anew; absent while none are waited for."""
     last_failure: LastFailure | None = None
     """The last failure, while it matters."""
+
+
+class Exclusion(Model):
+    """What planning must not try again: a node, or a configuration."""
+
+    node: ShortText = ""
+    """Node that did not take a pod; empty for a configuration."""
+    configuration: Line = ""
+    """Configuration that ran out of memory; empty for a node."""
+    reason: ShortText
+    """One word."""
+    message: Message = ""
+    """What happened, in the words of who told it."""
+    until: Timestamp | None = None
+    """When it is tried again. Absent: when the annotation plimsoll.dev/retry changes."""
 
 
 class LLMDeploymentStatus(Model):
@@ -214,6 +239,8 @@ class LLMDeploymentStatus(Model):
     """Replicas that answer."""
     updated_replicas: int = 0
     """Replicas of the newest revision."""
+    updated_ready_replicas: int = 0
+    """Replicas of the newest revision that answer."""
     selector: Line = ""
     """Label selector of the pods that count as replicas, for the scale subresource."""
     url: Line = ""
@@ -235,9 +262,15 @@ class LLMDeploymentStatus(Model):
     )
     """What the workers measured."""
     replica_statuses: Annotated[
-        list[ReplicaStatus], Field(max_length=64, json_schema_extra=list_map("replica"))
+        list[ReplicaStatus], Field(max_length=192, json_schema_extra=list_map("revision", "replica"))
     ] = Field(default_factory=list)
     """State of each replica."""
+    exclusions: Annotated[list[Exclusion], Field(max_length=16)] = Field(default_factory=list)
+    """What planning must not try again."""
+    retried: ShortText = ""
+    """Value of the annotation plimsoll.dev/retry that was acted on."""
+    last_progress_time: Timestamp | None = None
+    """When the number of answering replicas of the wanted revision last changed, or the spec did."""
     conditions: Annotated[list[Condition], Field(max_length=16, json_schema_extra=list_map("type"))] = Field(
         default_factory=list
     )

@@ -1,0 +1,57 @@
+"""What went wrong with a pod, in the worker's own words where it left any."""
+
+from __future__ import annotations
+
+from plimsoll.api.conditions import Failure
+from plimsoll.api.v1alpha1 import LastFailure
+from plimsoll.cluster.own_pods import CONTAINER_REASONS, IMAGE_REASONS, OwnPod, at, stamp
+from plimsoll_worker.launch import ExitCode, ExitReason
+
+BLAMELESS = {"Evicted", "Preempting", "Terminated", "NodeShutdown", "Shutdown", "NodeLost"}
+"""Pod reasons that are the node's doing: no back-off, no restart counted."""
+STUCK_REASONS = IMAGE_REASONS | CONTAINER_REASONS | {"CrashLoopBackOff"}
+OUT_OF_MEMORY = {ExitCode.CUDA_OUT_OF_MEMORY.value, ExitCode.MEMORY_ESTIMATE_EXCEEDED.value}
+"""Failures that the same configuration would meet again."""
+
+
+def blameless(pod: OwnPod) -> bool:
+    return pod.disrupted or pod.reason in BLAMELESS
+
+
+def last_failure(pod: OwnPod) -> LastFailure | None:
+    """How the pod's container last ended, in the worker's own words where it left any."""
+    ended = pod.container.ended or pod.container.last_ended
+    if ended and (ended.exit_code != 0 or pod.finished):
+        own = ExitReason.parse(ended.message)
+        return LastFailure(
+            reason=own.reason.value if own else ended.reason,
+            pod=pod.name,
+            message=own.message if own else _words(ended.message, ended.exit_code),
+            time=ended.time or pod.created,
+        )
+    if pod.phase == "Failed":
+        return LastFailure(
+            reason=pod.reason or "Failed", pod=pod.name, message=pod.message, time=stamp(at(pod.created))
+        )
+    return None
+
+
+def _words(message: str, exit_code: int) -> str:
+    return (
+        message[-500:] if message else f"the container ended with exit code {exit_code} and left no message"
+    )
+
+
+def failing(pod: OwnPod) -> Failure | None:
+    """Why a pod does not answer, when that is a failure and not just a start."""
+    if pod.ready:
+        return None
+    if ended := last_failure(pod):
+        again = f" (restarted {pod.container.restarts} times)" if pod.container.restarts else ""
+        return Failure(ended.reason, f"{ended.message}{again}", pod.name)
+    if pod.container.waiting_reason in STUCK_REASONS:
+        # The kubelet swings between the two words while it retries; conditions must not.
+        waiting = pod.container.waiting_reason
+        reason = "ImagePullBackOff" if waiting in IMAGE_REASONS else waiting
+        return Failure(reason, pod.container.waiting_message, pod.name)
+    return None
