@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from dev.cluster.description import Cluster
 from dev.cluster.nodes import NodePool
 from kubernetes import client
 from tests.cluster.conftest import L4
@@ -44,7 +49,8 @@ def devices(kube: Any) -> Iterator[Callable[[str, int], None]]:
     expression = f"device.driver == '{DRIVER}' && device.attributes['{DRIVER}'].type == 'gpu'"
     selectors = {"selectors": [{"cel": {"expression": expression}}]}
     with ExitStack() as cleanup:
-        api.create_device_class({"metadata": {"name": DRIVER}, "spec": selectors})
+        spec = selectors | {"extendedResourceName": "nvidia.com/gpu"}
+        api.create_device_class({"metadata": {"name": DRIVER}, "spec": spec})
         cleanup.callback(api.delete_device_class, DRIVER)
 
         def publish(node: str, count: int) -> None:
@@ -58,6 +64,19 @@ def devices(kube: Any) -> Iterator[Callable[[str, int], None]]:
             cleanup.callback(api.delete_resource_slice, f"{node}-gpus")
 
         yield publish
+
+
+@pytest.fixture
+def inventory(cluster: Cluster) -> Callable[[str], list[dict[str, Any]]]:
+    """`inventory(node)`: what `plimsoll inventory` tells of it."""
+
+    def ask(node: str) -> list[dict[str, Any]]:
+        command = [sys.executable, "-m", "plimsoll.cli.main", "inventory", "-o", "json"]
+        environment = os.environ | {"KUBECONFIG": str(cluster.kubeconfig)}
+        told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        return [entry for entry in json.loads(told.stdout) if entry["node"] == node]
+
+    return ask
 
 
 def _device(number: int) -> dict[str, Any]:
@@ -85,6 +104,7 @@ def test_devices_are_planned_claimed_and_freed(
     bare_nodes: Callable[..., list[str]],
     devices: Callable[[str, int], None],
     operator: Operator,
+    inventory: Callable[[str], list[dict[str, Any]]],
     kube: Any,
     wait_for: Callable[..., Any],
 ) -> None:
@@ -99,10 +119,10 @@ def test_devices_are_planned_claimed_and_freed(
     assert pod.spec.node_name == node
     assert not {"nvidia.com/gpu", plan["resourceName"]} & (pod.spec.containers[0].resources.limits.keys())
     assert _held(kube, models.name) == [(node, "gpu-0")]
+    assert [(gpu["product"], gpu["free"], gpu["total"]) for gpu in inventory(node)] == [("NVIDIA-L4", 1, 2)]
 
     models.apply("second", small(replicas=2))
-    told = models.wait_condition("second", "Planned", "False", "InsufficientGPUs")
-    assert "1 replica" in told["message"] or "taken" in told["message"] or "free" in told["message"]
+    models.wait_condition("second", "Planned", "False", "InsufficientGPUs")
     wait_for(lambda: len(_held(kube, models.name)) == 2, 30, "the last device is claimed")
 
     models.delete("first")
@@ -110,6 +130,7 @@ def test_devices_are_planned_claimed_and_freed(
     assert _held(kube, models.name) == [(node, "gpu-0"), (node, "gpu-1")]
     models.delete("second")
     wait_for(lambda: not _held(kube, models.name), 60, "all devices are free")
+    assert [gpu["free"] for gpu in inventory(node)] == [2]
     templates = client.ResourceV1Api(kube).list_namespaced_resource_claim_template
     wait_for(lambda: not templates(models.name).items, 60, "no template is left")
 
@@ -138,7 +159,17 @@ def test_a_new_revision_takes_the_template_of_the_old_one_away(
     models.wait_ready("small")
 
 
-def test_a_device_that_a_stranger_claims_is_not_planned(
+CLAIM = {
+    "containers": [{"name": "c", "image": "none", "resources": {"claims": [{"name": "gpu"}]}}],
+    "resourceClaims": [{"name": "gpu", "resourceClaimName": "mine"}],
+}
+EXTENDED = {"containers": [{"name": "c", "image": "none", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]}
+"""The scheduler makes a claim of it, because the DeviceClass serves that name; the node offers none."""
+
+
+@pytest.mark.parametrize("asks", [CLAIM, EXTENDED], ids=["claim", "extended-resource"])
+def test_a_device_that_a_stranger_holds_is_not_planned(
+    asks: dict[str, Any],
     models: Namespace,
     bare_nodes: Callable[..., list[str]],
     devices: Callable[[str, int], None],
@@ -156,8 +187,7 @@ def test_a_device_that_a_stranger_claims_is_not_planned(
         "spec": {
             "nodeSelector": {"kubernetes.io/hostname": node},
             "tolerations": [{"operator": "Exists"}],
-            "containers": [{"name": "c", "image": "none", "resources": {"claims": [{"name": "gpu"}]}}],
-            "resourceClaims": [{"name": "gpu", "resourceClaimName": "mine"}],
+            **asks,
         },
     }
     models.core.create_namespaced_pod(models.name, stranger)

@@ -61,6 +61,7 @@ class DevicePools:
                 by_node.setdefault(device.node, []).append((device, problem))
         by_node.pop("", None)
         self._nodes = {node: _on_node(devices) for node, devices in by_node.items()}
+        self._where = {device: name for name, node in self._nodes.items() for device in node.units}
 
     def count(
         self, nodes: Iterable[NodeView], pods: Sequence[PodView], claims: Iterable[ClaimView]
@@ -83,7 +84,6 @@ class DevicePools:
         self, pods: Iterable[PodView], claims: Iterable[ClaimView], twice: set[str]
     ) -> tuple[dict[str, Counter[str]], dict[str, Counter[str]]]:
         """Amounts of resources by pod, and by node those of claims without a pod."""
-        where = {device: name for name, node in self._nodes.items() for device in node.units}
         node_of = {pod.uid: held_on(pod) for pod in pods}
         by_pod: dict[str, Counter[str]] = {}
         alone: dict[str, Counter[str]] = {}
@@ -93,7 +93,7 @@ class DevicePools:
                 # Its pod is counted where it was promised until it shows, and gone when it does not.
                 continue
             for device in claim.devices:
-                name = where.get(device, "")
+                name = self._where.get(device, "")
                 unit, resource = self._nodes[name].units[device] if name else ((), "")
                 if not unit or unit in seen:
                     continue
