@@ -12,8 +12,9 @@ from tests.unit.cluster.test_reports import report
 from tests.unit.cluster.world import HUB, NAMESPACE, World, gpu_node
 
 from plimsoll.api.v1alpha1 import PlanStatus
-from plimsoll.cluster.learning import AGREE_BYTES, LIFETIME, Key, Profile, learn
+from plimsoll.cluster.learning import AGREE_BYTES, LIFETIME, learn
 from plimsoll.cluster.observed import Observed, ReportAnswer
+from plimsoll.cluster.stored_profile import Key, Profile
 from plimsoll.planning.profiles import Asker, Profiles, StoredProfile, attributed, stage_profile
 from plimsoll_worker.launch import CAPABILITIES, Report
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.unit.sizing.shapes import LLAMA_8B, facts_of, on_gpu, workload
 
 from plimsoll.sizing.footprint import footprint
-from plimsoll.sizing.profile import StageProfile, measured_footprint
+from plimsoll.sizing.profile import StageProfile, contradiction, measured_footprint
 from plimsoll_worker.launch import Device, Precision, PredictedMemory
 
 FACTS = facts_of(LLAMA_8B)
@@ -97,3 +97,27 @@ def test_nothing_shrinks_when_more_is_asked(batched: int, sequences: int, tensor
     )
     for name in PredictedMemory.model_fields:
         assert getattr(small, name) <= getattr(large, name)
+
+
+def test_a_ledger_that_agrees_with_the_closed_forms_is_believed() -> None:
+    assert contradiction(FACTS, PROFILE) == ""
+    assert contradiction(FACTS, replace(PROFILE, measured=None)) == ""
+
+
+@pytest.mark.parametrize(
+    ("lie", "told"),
+    [
+        ({"weights": 1}, "weights is 1 bytes where the model has 16060522496"),
+        ({"kv_cache": 1 << 40}, "kv_cache is 1099511627776 bytes"),
+        ({"runtime": 17 << 30}, "runtime is 18253611008 bytes, more than"),
+        ({"activations": 1 << 50}, "activations is"),
+    ],
+)
+def test_nonsense_is_told_in_words(lie: dict[str, int], told: str) -> None:
+    profile = replace(PROFILE, measured=MEASURED.model_copy(update=lie))
+    assert told in contradiction(FACTS, profile)
+
+
+def test_a_stage_or_a_cut_that_the_model_does_not_have_is_nonsense() -> None:
+    assert contradiction(FACTS, replace(PROFILE, stage=1)) == "stage 1 of 1"
+    assert contradiction(FACTS, replace(PROFILE, configuration=on_gpu(tensor=7)))

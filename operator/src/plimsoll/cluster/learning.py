@@ -22,6 +22,7 @@ from plimsoll.api.v1alpha1 import PlanStatus
 from plimsoll.api.v1alpha1.profile import Fingerprint, MemoryProfileSpec, MemoryProfileStatus
 from plimsoll.cluster.observed import Observed
 from plimsoll.cluster.own_pods import OwnPod, at, stamp
+from plimsoll.cluster.stored_profile import Key, Profile
 from plimsoll.cluster.targets import plans_in_force
 from plimsoll.cluster.verification import mismatch
 from plimsoll.inventory.views import NodeView
@@ -39,21 +40,6 @@ TRUSTED_AFTER = 2
 OUT_OF_MEMORY_PERCENT = 2
 """Of the stage's line, more margin after each time that memory ran out."""
 OUT_OF_MEMORY = frozenset({ExitCode.CUDA_OUT_OF_MEMORY, ExitCode.MEMORY_ESTIMATE_EXCEEDED})
-
-Key = tuple[str, str]
-"""Namespace and name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """A MemoryProfile object."""
-
-    namespace: str
-    name: str
-    spec: MemoryProfileSpec
-    status: MemoryProfileStatus
-    resource_version: str = ""
-    """Empty: not stored yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +86,10 @@ def learn(
     changed: dict[Key, Profile] = {}
     for key, told in sorted(lessons.items()):
         spec = MemoryProfileSpec(fingerprint=told[0].fingerprint)
-        before = stored.get(key) or Profile(*key, spec, MemoryProfileStatus())
+        before = stored.get(key) or Profile(*key, spec)
+        if before.spec != spec:
+            # Somebody wrote another fingerprint under this name; it is not ours to mend.
+            continue
         after = _measured(_ran_out_again(before.status, told, now), told, now)
         if after != before.status:
             changed[key] = replace(before, status=after)

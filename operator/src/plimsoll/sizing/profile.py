@@ -18,7 +18,13 @@ from dataclasses import dataclass
 from plimsoll.model.facts import ModelFacts
 from plimsoll.sizing.configuration import Configuration, Term, Workload
 from plimsoll.sizing.footprint import Footprint, StageFootprint, footprint
+from plimsoll.sizing.parallel import ParallelRefused
 from plimsoll_worker.launch import MemoryCategory, PredictedMemory
+
+EXACT_PERCENT = 10
+"""How far a ledger's weights and cache may be from their closed forms."""
+MOST_BYTES = 16 << 30
+"""Of any category that has no exact closed form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,3 +100,25 @@ def _followed(found: int, at: int, now: int) -> tuple[int, str]:
         # One GPU has no collectives: what two need was not measured.
         return found + now, f"{found} B measured + {now} B by the closed form"
     return -(-found * now // at), f"{found} B measured × {now} / {at} by the closed form"
+
+
+def contradiction(facts: ModelFacts, profile: StageProfile) -> str:
+    """Why the ledger cannot be one of this model in this configuration, in words; empty when it can. Weights
+    and cache have exact closed forms, and no context takes more than a small GPU."""
+    if profile.measured is None:
+        return ""
+    try:
+        stages = footprint(facts, profile.configuration, profile.workload).stages
+    except ParallelRefused as error:
+        return str(error)
+    if profile.stage >= len(stages):
+        return f"stage {profile.stage} of {len(stages)}"
+    there = stages[profile.stage].bytes
+    for name in ("weights", "kv_cache"):
+        found, computed = getattr(profile.measured, name), getattr(there, name)
+        if abs(found - computed) * 100 > computed * EXACT_PERCENT:
+            return f"{name} is {found} bytes where the model has {computed}"
+    for name in ("activations", "cuda_graphs", "communication", "runtime", "fragmentation"):
+        if (found := getattr(profile.measured, name)) > MOST_BYTES:
+            return f"{name} is {found} bytes, more than {MOST_BYTES}"
+    return ""
