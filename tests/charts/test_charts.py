@@ -12,7 +12,7 @@ import pytest
 import yaml
 from tests.charts.conftest import CHARTS, Run
 
-from plimsoll.cluster import kube
+from plimsoll.cluster import kube, leader
 from plimsoll.settings import Settings
 
 Objects = list[dict[str, Any]]
@@ -49,10 +49,38 @@ def test_the_crd_chart_keeps_the_crds_when_it_goes(render: Render) -> None:
     assert all(crd["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"} for crd in crds)
 
 
-def test_one_planner_at_a_time(render: Render) -> None:
-    deployment = one(render(), "Deployment")["spec"]
+def test_a_new_pod_may_start_before_the_old_one_ends_because_each_holds_the_lease_under_its_own_name(
+    render: Render,
+) -> None:
+    objects = render()
+    deployment = one(objects, "Deployment")["spec"]
     assert deployment["replicas"] == 1
-    assert deployment["strategy"] == {"type": "Recreate"}
+    assert deployment["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    [container] = pod_of(objects)["containers"]
+    identity = next(env for env in container["env"] if env["name"] == "PLIMSOLL_IDENTITY")
+    assert identity["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.uid"
+    assert "PodDisruptionBudget" not in {item["kind"] for item in objects}
+
+
+def test_several_pods_are_spread_and_never_evicted_all_at_once(render: Render) -> None:
+    objects = render("replicas=2")
+    assert one(objects, "Deployment")["spec"]["replicas"] == 2
+    [term] = pod_of(objects)["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    labels = one(objects, "Deployment")["spec"]["selector"]["matchLabels"]
+    assert term["podAffinityTerm"]["topologyKey"] == "kubernetes.io/hostname"
+    assert term["podAffinityTerm"]["labelSelector"]["matchLabels"] == labels
+    budget = one(objects, "PodDisruptionBudget")["spec"]
+    assert budget == {"maxUnavailable": 1, "selector": {"matchLabels": labels}}
+
+
+def test_an_affinity_of_ones_own_replaces_the_spread(render: Render) -> None:
+    assert pod_of(render("replicas=2", 'affinity={"nodeAffinity":{}}'))["affinity"] == {"nodeAffinity": {}}
+
+
+def test_the_lease_is_the_one_thing_that_is_written_in_the_operators_own_namespace(render: Render) -> None:
+    rules = one(render(), "Role", "-leader")["rules"]
+    assert {verb for rule in rules for verb in rule["verbs"]} == {"create", "get", "update"}
+    assert [rule["resourceNames"] for rule in rules if "create" not in rule["verbs"]] == [[leader.NAME]]
 
 
 def test_the_selector_finds_the_pod_and_an_upgrade_keeps_it(render: Render) -> None:
@@ -81,7 +109,8 @@ def test_the_defaults_of_the_chart_are_the_operators_own(
     default = Settings()
     for env in container["env"]:
         if env["name"].startswith("PLIMSOLL_"):
-            monkeypatch.setenv(env["name"], env.get("value", default.namespace))
+            told_by_the_pod = default.identity if env["name"] == "PLIMSOLL_IDENTITY" else default.namespace
+            monkeypatch.setenv(env["name"], env.get("value", told_by_the_pod))
     assert Settings() == default
 
 
@@ -127,7 +156,8 @@ def rights(objects: Objects) -> dict[tuple[str, str], set[str]]:
     """The operator's verbs by group and resource."""
     return {
         (group, resource): set(rule["verbs"])
-        for rule in one(objects, "ClusterRole", "plimsoll")["rules"]
+        for role in (one(objects, "ClusterRole", "plimsoll"), one(objects, "Role", "-leader"))
+        for rule in role["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
     }
@@ -223,7 +253,7 @@ def test_schema_and_values_name_the_same_fields_and_all_are_told() -> None:
         ("metrics.port=80", "port"),
         ("timing.replanSeconds=0", "replanSeconds"),
         ('logLevel="LOUD"', "logLevel"),
-        ("replicas=2", "replicas"),
+        ("replicas=0", "replicas"),
     ],
 )
 def test_values_that_mean_nothing_are_refused_by_name(helm: Run, setting: str, says: str) -> None:

@@ -20,6 +20,9 @@ class OperatorProcess:
         self._health, self._metrics = _free_port(), _free_port()
         environment = os.environ | {
             "KUBECONFIG": str(kubeconfig),
+            "PLIMSOLL_NAMESPACE": "default",
+            # A test's operators follow each other: the next need not wait for the Lease of the killed one.
+            "PLIMSOLL_IDENTITY": "test",
             "PLIMSOLL_HEALTH_PORT": str(self._health),
             "PLIMSOLL_METRICS_PORT": str(self._metrics),
             **{f"PLIMSOLL_{name.upper()}": value for name, value in settings.items()},
@@ -34,6 +37,13 @@ class OperatorProcess:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
         self._process.wait(timeout=10)
+
+    def suspend(self) -> None:
+        """SIGSTOP: it neither runs nor ends, like the process of a machine that hangs."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> int:
         """SIGTERM, as a kubelet would; the exit code."""

@@ -13,6 +13,7 @@ from plimsoll.actuate.apply import Executor
 from plimsoll.actuate.recorder import Recorder
 from plimsoll.cluster.feeds import feeds
 from plimsoll.cluster.kube import Kube
+from plimsoll.cluster.leader import Leader, anew
 from plimsoll.cluster.observation import Terms
 from plimsoll.cluster.reconciler import Reconciler
 from plimsoll.cluster.reports import Reports
@@ -28,8 +29,10 @@ log = logging.getLogger("plimsoll")
 def main() -> None:
     settings = Settings()
     logs.configure(settings.log_level)
-    kube = Kube.connect()
+    connection = Kube.connect()
     trigger = Trigger()
+    leader = Leader(connection, settings.namespace, settings.identity or anew(), trigger.fire)
+    kube = connection.guarded(leader.leading)
     state = ClusterState(on_change=trigger.fire)
     reflectors = feeds(kube, state)
     ledger = Ledger()
@@ -44,6 +47,7 @@ def main() -> None:
         reports,
         trigger,
         heartbeat,
+        leader,
         Terms.of(settings),
         synced=lambda: all(reflector.synced for reflector in reflectors),
         replan_seconds=settings.replan_seconds,
@@ -54,6 +58,7 @@ def main() -> None:
     def start() -> None:
         for reflector in reflectors:
             reflector.start()
+        leader.start()
         recorder.start()
         actor.start()
         log.info("started: workers run %s, inspect pods %s", settings.worker_image, settings.operator_image)
@@ -65,6 +70,7 @@ def main() -> None:
             reflector.stop()
         reports.close()
         recorder.stop()
+        leader.stop()
         pages.shutdown()
 
     kopf.run(

@@ -12,6 +12,8 @@ PLAN_SECONDS = Histogram(
 PLANS = Counter("plimsoll_plans_total", "Answers of the planner, one per resource and plan", ["result"])
 ROUNDS = Counter("plimsoll_rounds_total", "Rounds of the planner actor", ["result"])
 API_WRITES = Counter("plimsoll_api_writes_total", "Write requests to the API server", ["kind", "verb"])
+LEADING = Gauge("plimsoll_leading", "1 while this copy of the operator holds the Lease and writes")
+TAKEOVERS = Counter("plimsoll_takeovers_total", "Times this copy took the Lease over from another one")
 EVENTS_DROPPED = Counter(
     "plimsoll_events_dropped_total", "Events that were not posted because too many waited"
 )

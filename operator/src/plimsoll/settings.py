@@ -27,7 +27,10 @@ class Settings(BaseSettings):
     hf_endpoint: str = "https://huggingface.co"
     """The hub that inspect and worker pods ask; a mirror inside the company, say."""
     namespace: str = "plimsoll-system"
-    """Where the operator itself runs; told in messages about network policies."""
+    """Where the operator itself runs and keeps its Lease; told in messages about network policies."""
+    identity: str = ""
+    """Who holds the Lease: the pod's uid, so that its container, started again, goes on at once. Empty: a new
+    one at every start, which waits until the Lease of the one before has run out."""
     health_port: Port = 8080
     """/healthz (liveness) and, on the metrics port, /readyz."""
     metrics_port: Port = 9090

@@ -11,6 +11,7 @@ connection pool are used as they are.
     ├── Gone             410: the resourceVersion is too old to watch from
     ├── Refused          400, 403, 422: admission, quota, schema or rights; asking again alone does not help
     └── Unavailable      429, 5xx, time-outs, broken connections: asking again later may help
+        └── NotLeading   another copy of this program may be writing: nothing was sent
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,9 @@ class Refused(KubeError): ...
 class Unavailable(KubeError): ...
 
 
+class NotLeading(Unavailable): ...
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """One kind of object, as it appears in addresses."""
@@ -97,6 +101,7 @@ CLAIM_TEMPLATES = Kind("resource.k8s.io/v1", "resourceclaimtemplates")
 REVISIONS = Kind("apps/v1", "controllerrevisions")
 PRIORITIES = Kind("scheduling.k8s.io/v1", "priorityclasses")
 EVENTS = Kind("events.k8s.io/v1", "events")
+LEASES = Kind("coordination.k8s.io/v1", "leases")
 DEPLOYMENTS = Kind("plimsoll.dev/v1alpha1", "llmdeployments")
 
 Object = dict[str, Any]
@@ -124,8 +129,14 @@ def error_of(status: int, body: bytes) -> KubeError:
 class Kube:
     """A connection to one API server, safe to use from several threads."""
 
-    def __init__(self, client: ApiClient) -> None:
-        self._client = client
+    def __init__(
+        self,
+        client: ApiClient,
+        *,
+        may_write: Callable[[], bool] = lambda: True,
+        read_seconds: float = READ_SECONDS,
+    ) -> None:
+        self._client, self._may_write, self._read_seconds = client, may_write, read_seconds
 
     @classmethod
     def connect(cls, *, pool_size: int = 32) -> Kube:
@@ -143,6 +154,14 @@ class Kube:
         configuration.retries = False
         configuration.connection_pool_maxsize = pool_size
         return cls(ApiClient(configuration))
+
+    def guarded(self, may_write: Callable[[], bool]) -> Kube:
+        """The same connection that asks before every write, at the last moment, and raises NotLeading."""
+        return Kube(self._client, may_write=may_write, read_seconds=self._read_seconds)
+
+    def limited(self, read_seconds: float) -> Kube:
+        """The same connection that waits no longer for an answer."""
+        return Kube(self._client, may_write=self._may_write, read_seconds=read_seconds)
 
     def list(
         self, kind: Kind, *, namespace: str | None = None, selector: str = ""
@@ -191,14 +210,15 @@ class Kube:
         return self._json("GET", kind.path(namespace, name))
 
     def create(self, kind: Kind, namespace: str | None, body: Mapping[str, Any]) -> Object:
-        metrics.API_WRITES.labels(kind.plural, "create").inc()
-        return self._json("POST", kind.path(namespace), {"fieldManager": FIELD_MANAGER}, body)
+        return self._write("create", kind, "POST", kind.path(namespace), body)
+
+    def replace(self, kind: Kind, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
+        """PUT; `body.metadata.resourceVersion` is the precondition."""
+        return self._write("replace", kind, "PUT", kind.path(namespace, name), body)
 
     def replace_status(self, kind: Kind, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
         """PUT of the status subresource; `body.metadata.resourceVersion` is the precondition."""
-        metrics.API_WRITES.labels(kind.plural, "status").inc()
-        path = kind.path(namespace, name, "status")
-        return self._json("PUT", path, {"fieldManager": FIELD_MANAGER}, body)
+        return self._write("status", kind, "PUT", kind.path(namespace, name, "status"), body)
 
     def merge(self, kind: Kind, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
         """JSON merge patch; `body.metadata.uid` is the precondition."""
@@ -209,25 +229,37 @@ class Kube:
 
     def apply(self, kind: Kind, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
         """Server-side apply with this program's field manager."""
-        metrics.API_WRITES.labels(kind.plural, "apply").inc()
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        path = kind.path(namespace, name)
-        return self._json("PATCH", path, query, body, content_type="application/apply-patch+yaml")
+        return self._write("apply", kind, "PATCH", kind.path(namespace, name), body, {"force": "true"})
 
     def delete(self, kind: Kind, namespace: str, name: str, *, uid: str = "") -> None:
         """Delete in the background; with `uid`, only that very object. An object already gone is no error."""
-        metrics.API_WRITES.labels(kind.plural, "delete").inc()
         body: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         if uid:
             body["preconditions"] = {"uid": uid}
         with contextlib.suppress(NotFound):
-            self._json("DELETE", kind.path(namespace, name), {}, body)
+            self._write("delete", kind, "DELETE", kind.path(namespace, name), body)
+
+    def _write(
+        self,
+        verb: str,
+        kind: Kind,
+        method: str,
+        path: str,
+        body: Mapping[str, Any],
+        query: Mapping[str, str] | None = None,
+    ) -> Object:
+        if not self._may_write():
+            raise NotLeading(f"{verb} {path}: this copy does not lead")
+        metrics.API_WRITES.labels(kind.plural, verb).inc()
+        manager = {} if method == "DELETE" else {"fieldManager": FIELD_MANAGER}
+        content = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
+        return self._json(method, path, {**manager, **(query or {})}, body, content)
 
     def delete_all(self, kind: Kind, namespace: str, selector: str) -> None:
         """Delete what the selector selects; nothing there, or no such kind, is no error."""
-        metrics.API_WRITES.labels(kind.plural, "delete").inc()
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         with contextlib.suppress(NotFound):
-            self._json("DELETE", kind.path(namespace), {"labelSelector": selector})
+            self._write("delete", kind, "DELETE", kind.path(namespace), body, {"labelSelector": selector})
 
     def _json(
         self,
@@ -237,7 +269,9 @@ class Kube:
         body: Mapping[str, Any] | None = None,
         content_type: str = "application/json",
     ) -> Object:
-        with self._open(method, path, query or {}, body, content_type, read_seconds=READ_SECONDS) as response:
+        with self._open(
+            method, path, query or {}, body, content_type, read_seconds=self._read_seconds
+        ) as response:
             answer: Object = json.loads(response.data)
             return answer
 

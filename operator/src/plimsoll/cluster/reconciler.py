@@ -24,6 +24,7 @@ from plimsoll.cluster.course import Course
 from plimsoll.cluster.decisions import Room, decide
 from plimsoll.cluster.informer import Backoff
 from plimsoll.cluster.kube import DEPLOYMENTS, Kube, KubeError
+from plimsoll.cluster.leader import Leader
 from plimsoll.cluster.lifecycle import next_actions
 from plimsoll.cluster.observation import Observer, Terms
 from plimsoll.cluster.observed import Memory, Observed, Outcome
@@ -53,6 +54,7 @@ class Reconciler:
         reports: Reports,
         trigger: Trigger,
         heartbeat: Heartbeat,
+        leader: Leader,
         terms: Terms,
         *,
         synced: Callable[[], bool],
@@ -62,6 +64,7 @@ class Reconciler:
     ) -> None:
         self._kube, self._state, self._ledger = kube, state, ledger
         self._reports, self._trigger, self._heartbeat, self._terms = reports, trigger, heartbeat, terms
+        self._leader, self._term = leader, 0
         self._synced, self._replan_seconds = synced, replan_seconds
         self._clock, self._monotonic = clock, monotonic
         self._memories: dict[str, Memory] = {}
@@ -76,9 +79,11 @@ class Reconciler:
         wake_at = self._monotonic()
         while self._trigger.wait(min(wake_at, self._monotonic() + LONGEST_SLEEP_SECONDS)):
             self._heartbeat.beat()
-            if not self._synced():
+            if not self._synced() or not self._leader.leading():
                 wake_at = self._monotonic() + UNSYNCED_SECONDS
                 continue
+            if self._term != self._leader.term:
+                self._begin(self._leader.term)
             try:
                 wake_at = self._monotonic() + self.round()
                 self._backoff.reset()
@@ -90,6 +95,12 @@ class Reconciler:
                 log.exception("round failed")
                 wake_at = self._failed()
         self._writing.close()
+
+    def _begin(self, term: int) -> None:
+        """Like a fresh start: what this copy remembers may be older than what another one did meanwhile."""
+        self._term = term
+        self._memories, self._settled, self._relist_at = {}, {}, 0.0
+        self._ledger.clear()
 
     def _failed(self) -> float:
         metrics.ROUNDS.labels("failed").inc()

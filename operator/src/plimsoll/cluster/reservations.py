@@ -79,6 +79,12 @@ class Ledger:
             self._held.pop(key, None)
             self._tell()
 
+    def clear(self) -> None:
+        """What an earlier term promised is either shown by now or was never made."""
+        with self._lock:
+            self._held = {}
+            self._tell()
+
     def views(self) -> Mapping[Key, PodView]:
         with self._lock:
             return {key: held.view for key, held in self._held.items()}
