@@ -14,7 +14,7 @@ from plimsoll_worker.environment import cpu_quota, cpu_threads, memory_limit
 from plimsoll_worker.launch import LaunchError, StartupStage
 from plimsoll_worker.memory import CpuMemory
 from plimsoll_worker.progress import Startup, say
-from plimsoll_worker.settings import Settings
+from plimsoll_worker.settings import LoadFormat, Settings
 
 MIB = 2**20
 
@@ -98,6 +98,9 @@ def test_settings_come_from_the_environment() -> None:
     assert settings == Settings(serving_port=8000, admin_port=9, api_key="k", drain_seconds=0)
     with pytest.raises(LaunchError, match="PLIMSOLL_SERVING_PORT: found '70000'"):
         Settings.from_env({"PLIMSOLL_SERVING_PORT": "70000"})
+    assert Settings.from_env({"PLIMSOLL_LOAD_FORMAT": "dummy"}).load_format is LoadFormat.DUMMY
+    with pytest.raises(LaunchError, match="PLIMSOLL_LOAD_FORMAT: found 'npz', expected auto or dummy"):
+        Settings.from_env({"PLIMSOLL_LOAD_FORMAT": "npz"})
 
 
 def test_stages_are_timed_from_the_start_of_the_process(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,6 +110,21 @@ def test_stages_are_timed_from_the_start_of_the_process(capsys: pytest.CaptureFi
     startup.reached(StartupStage.READY, used=5)
     assert [(time.stage, time.milliseconds) for time in startup.times] == [("Fetched", 250), ("Ready", 1500)]
     assert "event=Ready milliseconds=1500 used=5\n" in capsys.readouterr().err
+
+
+def test_loading_is_told_at_every_tenth_and_to_who_asks_meanwhile(capsys: pytest.CaptureFixture[str]) -> None:
+    startup = Startup(clock=lambda: 1.0, began=0.0)
+    assert startup.doing == "the model is still loading"
+    for done in range(5, 205, 5):
+        startup.loaded(done, 200)
+        assert startup.doing == f"the model is still loading: {done} of 200 bytes of weights"
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("event=")[2] for line in lines] == [
+        f"Loading percent={percent} bytes={2 * percent} total=200" for percent in range(10, 110, 10)
+    ]
+    startup.reached(StartupStage.WEIGHTS_LOADED)
+    startup.reached(StartupStage.READY)
+    assert [time.bytes for time in startup.times] == [200, None]
 
 
 def test_a_line_of_progress_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:

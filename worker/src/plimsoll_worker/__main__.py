@@ -50,7 +50,7 @@ def run(launch: Launch, settings: Settings) -> None:
     from plimsoll_worker.serving import open_service, stop_on_sigterm
 
     startup = Startup()
-    with Frontend(launch, settings) as frontend:
+    with Frontend(launch, settings, startup) as frontend:
         stop_on_sigterm(frontend, settings)
         say("Starting", plan=launch.plan_id, model=launch.model_path, ports=frontend.ports)
         folder = Path(launch.model_path)
@@ -60,7 +60,7 @@ def run(launch: Launch, settings: Settings) -> None:
             fetch(launch.hub, folder)
         startup.reached(StartupStage.FETCHED)
 
-        checkpoint = open_checkpoint(folder)
+        checkpoint = open_checkpoint(folder, settings.load_format)
         tokenizer = checkpoint.tokenizer()
         memory = open_device(launch.device)
         check_plan(launch, checkpoint.config, memory.product)
@@ -69,6 +69,7 @@ def run(launch: Launch, settings: Settings) -> None:
             device=memory.torch_device,
             precision=launch.weights.name,
             context=launch.max_context_tokens,
+            progress=startup.loaded,
         )
         startup.reached(StartupStage.WEIGHTS_LOADED, bytes=model.weight_bytes)
 

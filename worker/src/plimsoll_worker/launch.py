@@ -273,6 +273,8 @@ class StartupTime(Wire):
 
     stage: StartupStage
     milliseconds: Annotated[int, Field(ge=0)]
+    bytes: Bytes | None = None
+    """Weights brought to the device; with WeightsLoaded alone."""
 
 
 class DeviceReport(Wire):

@@ -38,12 +38,29 @@ class Startup:
         self._clock = clock
         self._began = psutil.Process().create_time() if began is None else began
         self._times: list[StartupTime] = []
+        self._loaded: tuple[int, int] | None = None
 
     def reached(self, stage: StartupStage, **fields: object) -> None:
         """Note that `stage` is done, and say so."""
         milliseconds = max(0, round((self._clock() - self._began) * 1000))
-        self._times.append(StartupTime(stage=stage, milliseconds=milliseconds))
+        size = self._loaded[0] if self._loaded and stage is StartupStage.WEIGHTS_LOADED else None
+        self._times.append(StartupTime(stage=stage, milliseconds=milliseconds, bytes=size))
         say(stage.value, milliseconds=milliseconds, **fields)
+
+    def loaded(self, done: int, total: int) -> None:
+        """Note that so many bytes of weights lie on the device; say so at every tenth."""
+        before = 0 if self._loaded is None else 10 * self._loaded[0] // total
+        self._loaded = (done, total)
+        if (tenth := 10 * done // total) > before:
+            say("Loading", percent=10 * tenth, bytes=done, total=total)
+
+    @property
+    def doing(self) -> str:
+        """What a start that is not over is busy with, in a few words."""
+        if self._loaded is None:
+            return "the model is still loading"
+        done, total = self._loaded
+        return f"the model is still loading: {done} of {total} bytes of weights"
 
     @property
     def times(self) -> tuple[StartupTime, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from plimsoll_worker.launch import ADMIN_PORT, SERVING_PORT, TERMINATION_MESSAGE_PATH, LaunchError
@@ -19,8 +20,18 @@ ADMIN_PORT_ENV = "PLIMSOLL_ADMIN_PORT"
 API_KEY_ENV = "PLIMSOLL_API_KEY"
 DRAIN_SECONDS_ENV = "PLIMSOLL_DRAIN_SECONDS"
 TERMINATION_LOG_ENV = "PLIMSOLL_TERMINATION_LOG"
+LOAD_FORMAT_ENV = "PLIMSOLL_LOAD_FORMAT"
 
 DRAIN_SECONDS = 120
+
+
+class LoadFormat(StrEnum):
+    """Where weights come from."""
+
+    AUTO = "auto"
+    """The files at the launch's modelPath."""
+    DUMMY = "dummy"
+    """Random numbers in the shape that config.json states: for benchmarks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +44,7 @@ class Settings:
     """Bearer token that /v1 and /tokenize ask for; None: open."""
     drain_seconds: int = DRAIN_SECONDS
     """How long running requests may go on after SIGTERM."""
+    load_format: LoadFormat = LoadFormat.AUTO
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -43,12 +55,22 @@ class Settings:
             admin_port=_whole_number(env, ADMIN_PORT_ENV, ADMIN_PORT, most=65535),
             api_key=env.get(API_KEY_ENV) or None,
             drain_seconds=_whole_number(env, DRAIN_SECONDS_ENV, DRAIN_SECONDS, most=86400),
+            load_format=_load_format(env),
         )
 
 
 def termination_log() -> Path:
     """Where the kubelet reads the termination message."""
     return Path(os.environ.get(TERMINATION_LOG_ENV) or TERMINATION_MESSAGE_PATH)
+
+
+def _load_format(env: Mapping[str, str]) -> LoadFormat:
+    raw = env.get(LOAD_FORMAT_ENV) or LoadFormat.AUTO
+    if raw not in list(LoadFormat):
+        raise LaunchError(
+            f"environment variable {LOAD_FORMAT_ENV}: found {raw!r}, expected {' or '.join(LoadFormat)}"
+        )
+    return LoadFormat(raw)
 
 
 def _whole_number(env: Mapping[str, str], name: str, default: int, *, most: int) -> int:

@@ -51,7 +51,7 @@ class SparseMLP(nn.Module):
 
     def add_to(self, residual: torch.Tensor, norm: RMSNorm, scale: float) -> torch.Tensor:
         """residual + scale * forward(residual), (tokens, hidden)."""
-        return residual + scale * self(residual, norm)
+        return residual + scale * self.forward(residual, norm)
 
 
 def experts_mlp(

@@ -11,6 +11,7 @@ import torch
 from plimsoll_worker.config import ModelConfig
 from plimsoll_worker.errors import ModelNotFound
 from plimsoll_worker.loading.tokenizer import Tokenizer
+from plimsoll_worker.settings import LoadFormat
 
 
 class Checkpoint(Protocol):
@@ -44,16 +45,20 @@ class Checkpoint(Protocol):
         ...
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a GGUF file, a folder with one GGUF file, or a folder with config.json and safetensors.
+def open_checkpoint(path: Path, load_format: LoadFormat = LoadFormat.AUTO) -> Checkpoint:
+    """Open a GGUF file, a folder with one GGUF file, or a folder with config.json and safetensors; for
+    random weights config.json is enough.
 
     Raises ModelNotFound, ModelUnreadable, ModelUnsupported.
     """
     from plimsoll_worker.loading.gguf import GgufCheckpoint
+    from plimsoll_worker.loading.random_weights import RandomCheckpoint
     from plimsoll_worker.loading.safetensors import SafetensorsCheckpoint
 
     if not path.exists():
         raise ModelNotFound(f"{path}: no such file or folder; the launch's modelPath must point at the model")
+    if load_format is LoadFormat.DUMMY:
+        return RandomCheckpoint(path)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelNotFound(

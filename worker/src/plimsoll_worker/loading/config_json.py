@@ -6,11 +6,14 @@ byte of weights is read. A default is only taken where transformers' configurati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from plimsoll_worker.config import Activation, ExpertsConfig, LayerConfig, ModelConfig
 from plimsoll_worker.loading.fields import Fields
+from plimsoll_worker.loading.json_file import read_json
 from plimsoll_worker.loading.rope_json import ropes
 from plimsoll_worker.models.families import Family, supported_family
 
@@ -71,6 +74,19 @@ def config_from_json(
     )
 
 
+def config_from_folder(folder: Path) -> ModelConfig:
+    """The shape that the config.json and generation_config.json of a folder state.
+
+    Raises ModelUnsupported and ModelUnreadable, naming file and field.
+    """
+    generation = folder / "generation_config.json"
+    return config_from_json(
+        read_json(folder / "config.json"),
+        source=str(folder / "config.json"),
+        generation=read_json(generation) if generation.exists() else None,
+    )
+
+
 def _layers(fields: Fields, family: Family, head_dim: int) -> tuple[LayerConfig, ...]:
     count = fields.integer("num_hidden_layers")
     everywhere, local = ropes(fields, family, head_dim)
@@ -125,7 +141,7 @@ def _experts(fields: Fields, family: Family) -> ExpertsConfig | None:
 
 def _attention_scale(fields: Fields, family: Family, head_dim: int) -> float:
     if family.gemma:
-        return fields.number("query_pre_attn_scalar") ** -0.5
+        return 1.0 / math.sqrt(fields.number("query_pre_attn_scalar"))
     return fields.number("attention_multiplier", head_dim**-0.5)
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from plimsoll_worker.config import ModelConfig
 from plimsoll_worker.errors import ModelNotFound, ModelUnreadable, ModelUnsupported
-from plimsoll_worker.loading.config_json import config_from_json
+from plimsoll_worker.loading.config_json import config_from_folder
 from plimsoll_worker.loading.json_file import read_json
 from plimsoll_worker.loading.tokenizer import Tokenizer, tokenizer_from_folder
 from plimsoll_worker.loading.transfer import Extent, copy_extent
@@ -40,12 +40,7 @@ class SafetensorsCheckpoint:
     def __init__(self, folder: Path) -> None:
         """Read config.json and every header. Raises ModelNotFound, ModelUnreadable, ModelUnsupported."""
         self.folder = folder
-        generation = folder / "generation_config.json"
-        self._config = config_from_json(
-            read_json(folder / "config.json"),
-            source=str(folder / "config.json"),
-            generation=read_json(generation) if generation.exists() else None,
-        )
+        self._config = config_from_folder(folder)
         self._where = {
             engine: (stored, extent)
             for path in _weight_files(folder)

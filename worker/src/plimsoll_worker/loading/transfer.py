@@ -76,7 +76,7 @@ def _copy(descriptor: int, extent: Extent, target: torch.Tensor) -> None:
 
 
 def _read(descriptor: int, extent: Extent, offset: int, into: torch.Tensor) -> None:
-    view = memoryview(into.view(torch.uint8).numpy())
+    view = into.view(torch.uint8).numpy().data
     while view:
         got = os.preadv(descriptor, [view], offset)
         if got == 0:
@@ -93,7 +93,7 @@ class _Buffer:
         self._device = device
         self._cuda = device.type == "cuda"
         self.memory = torch.empty(CHUNK_BYTES, dtype=torch.uint8, device="cpu", pin_memory=self._cuda)
-        self._stream = torch.cuda.Stream(device) if self._cuda else None
+        self._stream = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
 
     def send(self, chunk: torch.Tensor, target: torch.Tensor) -> None:
         """Begin to copy a chunk of this buffer. Conversion happens where the target is."""

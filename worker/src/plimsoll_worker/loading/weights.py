@@ -7,7 +7,7 @@ doubles what a start needs, and on a GPU the second copy is most of the time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -18,7 +18,6 @@ from plimsoll_worker.launch import Precision
 from plimsoll_worker.loading.checkpoint import Checkpoint
 from plimsoll_worker.loading.placement import Piece, place
 from plimsoll_worker.models.decoder import Decoder
-from plimsoll_worker.progress import say
 
 DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 GPU_READERS = 8
@@ -26,10 +25,15 @@ GPU_READERS = 8
 
 
 def load_model(
-    checkpoint: Checkpoint, *, device: torch.device, precision: Precision, context: int | None = None
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device,
+    precision: Precision,
+    context: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005 - of its signature
 ) -> Decoder:
     """The checkpoint's model on `device` in `precision`, ready for inference with sequences of up to
-    `context` tokens (None: as many as it was made for).
+    `context` tokens (None: as many as it was made for). `progress` is told the bytes loaded and their sum.
 
     Raises ModelUnreadable when a tensor is missing or misshapen, ModelUnsupported when one has no place in
     the model.
@@ -45,8 +49,11 @@ def load_model(
     # The largest first, so that no reader is left alone with the embedding at the end.
     regions = [(piece.name, piece.region(parameters[piece.parameter])) for piece in pieces]
     regions.sort(key=lambda region: region[1].nbytes, reverse=True)
+    done, total = 0, model.weight_bytes
     with ThreadPoolExecutor(GPU_READERS if device.type == "cuda" else 1) as readers:
-        _follow(readers.map(lambda region: _fill(checkpoint, *region), regions), total=model.weight_bytes)
+        for region, _ in zip(regions, readers.map(lambda at: checkpoint.read(*at), regions), strict=True):
+            done += region[1].nbytes
+            progress(done, total)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     model.make_ready(context or config.max_position)
@@ -71,18 +78,3 @@ def _check_shapes(
             raise ModelUnreadable(
                 f"tensor {piece.name} is {list(found)}, the configuration says {list(expected)}"
             )
-
-
-def _fill(checkpoint: Checkpoint, name: str, region: torch.Tensor) -> int:
-    checkpoint.read(name, region)
-    return region.nbytes
-
-
-def _follow(filled: Iterable[int], *, total: int) -> None:
-    """Say how far loading is at every tenth."""
-    done = told = 0
-    for size in filled:
-        done += size
-        if (tenth := 10 * done // total) > told:
-            told = tenth
-            say("Loading", percent=10 * tenth, bytes=done, total=total)

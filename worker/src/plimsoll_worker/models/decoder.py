@@ -28,7 +28,6 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.rope = config.ropes.index(config.layers[layer].rope)
         self.sandwich = config.sandwich_norms
         self.residual_scale = config.residual_scale
         self.input_layernorm = _norm(config)
@@ -67,6 +66,7 @@ class Decoder(nn.Module):
         # A tied head is the embedding itself, kept once.
         self.lm_head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
         self._rotaries: list[Rotary] = []
+        self._rope_of_layer = [config.ropes.index(layer.rope) for layer in config.layers]
         self._embedding_scale = 1.0
 
     def make_ready(self, context: int) -> None:
@@ -96,8 +96,8 @@ class Decoder(nn.Module):
         if self._embedding_scale != 1.0:
             x = x * self._embedding_scale
         cos_sin = [rotary.cos_sin(batch.positions) for rotary in self._rotaries]
-        for layer in self.layers[:layers]:
-            x = layer(x, cos_sin[layer.rope], batch, cache)
+        for layer, rope in zip(self.layers[:layers], self._rope_of_layer, strict=False):
+            x = layer(x, cos_sin[rope], batch, cache)
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

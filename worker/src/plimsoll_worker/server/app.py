@@ -43,7 +43,7 @@ def admin_app(lobby: Lobby) -> FastAPI:
     @app.get("/report")
     async def report() -> Response:
         if lobby.opened is None:
-            raise unavailable("the model is still loading", "starting")
+            raise unavailable(lobby.startup.doing, "starting")
         return Response(lobby.opened.report().to_json(), media_type="application/json")
 
     return app
@@ -69,7 +69,7 @@ def _probes(lobby: Lobby) -> APIRouter:
     @router.get("/metrics")
     async def metrics() -> Response:
         if lobby.opened is None:
-            raise unavailable("the model is still loading", "starting")
+            raise unavailable(lobby.startup.doing, "starting")
         return Response(lobby.opened.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/version")

@@ -16,6 +16,7 @@ from typing import Self
 import uvicorn
 
 from plimsoll_worker.launch import Launch, LaunchError
+from plimsoll_worker.progress import Startup
 from plimsoll_worker.server.app import admin_app, serving_app
 from plimsoll_worker.server.service import Lobby, Service, State
 from plimsoll_worker.settings import ADMIN_PORT_ENV, SERVING_PORT_ENV, Settings
@@ -27,9 +28,9 @@ FAREWELL_SECONDS = 5
 class Frontend:
     """The serving and the admin server, as a context."""
 
-    def __init__(self, launch: Launch, settings: Settings) -> None:
+    def __init__(self, launch: Launch, settings: Settings, startup: Startup) -> None:
         """Bind both ports. Raises LaunchError naming the variable of a port that is taken."""
-        self.lobby = Lobby(launch, settings.api_key)
+        self.lobby = Lobby(launch, settings.api_key, startup)
         self._servers = [uvicorn.Server(_config(app(self.lobby))) for app in (serving_app, admin_app)]
         self._sockets = [
             _bind(settings.serving_port, SERVING_PORT_ENV),

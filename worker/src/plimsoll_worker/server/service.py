@@ -15,6 +15,7 @@ from plimsoll_worker.engine.sequence import SamplingParams
 from plimsoll_worker.launch import Launch, Report
 from plimsoll_worker.loading.chat_template import ChatTemplateError
 from plimsoll_worker.loading.tokenizer import Tokenizer
+from plimsoll_worker.progress import Startup
 from plimsoll_worker.server.errors import ApiError, bad_request, unavailable
 from plimsoll_worker.server.generation import Generation
 from plimsoll_worker.server.metrics import Metrics
@@ -153,13 +154,14 @@ class Lobby:
 
     launch: Launch
     api_key: str | None
+    startup: Startup
     state: State = State.STARTING
     opened: Service | None = field(default=None)
 
     def service(self) -> Service:
         """The service while it takes requests. Raises ApiError 503."""
         if self.opened is None:
-            raise unavailable("the model is still loading", "starting")
+            raise unavailable(self.startup.doing, "starting")
         if self.state is not State.READY or self.opened.engine.closed:
             raise unavailable("the worker is shutting down; another replica will answer", "draining")
         return self.opened
