@@ -22,6 +22,7 @@ import torch
 from plimsoll_worker.environment import CGROUP, memory_limit
 from plimsoll_worker.errors import EffectiveConfigMismatch
 from plimsoll_worker.launch import Device, DeviceReport, MeasuredMemory
+from plimsoll_worker.nvml import device_handle
 
 PROC = Path("/proc")
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -181,7 +182,7 @@ class CudaMemory:
         torch.cuda.set_device(self.torch_device)
         pynvml.nvmlInit()
         uuid = torch.cuda.get_device_properties(index).uuid
-        self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        self._handle = device_handle(pynvml, str(uuid))
         self._nvml = pynvml
 
     @property
