@@ -155,6 +155,61 @@ def test_another_engine_can_be_planned_for(files: Files) -> None:
     assert (code, answer["tensorParallel"]) == (0, 4)
 
 
+class TestProfiles:
+    """What workers measured, given as `kubectl get memoryprofiles -A -o yaml` prints it."""
+
+    def measured(self, files: Files, *, more: int = 0, **changes: object) -> str:
+        _, answer = files.json()
+        [memory] = answer["memory"]
+        ledger = {**memory["predicted"], "unattributed": 0}
+        ledger["runtime"] += more
+        fingerprint = {
+            "modelRevision": llama(8).revision,
+            "architecture": "llama",
+            "engineVersion": CAPABILITIES.engine_version,
+            "image": "registry.example.com/worker:1",
+            "device": "GPU",
+            "product": answer["product"],
+            "weights": "BF16",
+            "compute": "BF16",
+            "kvCache": "BF16",
+            "tensorParallel": 1,
+            "pipelineParallel": 1,
+            "stage": 0,
+            "maxContextTokens": 8192,
+            "maxBatchedTokens": 2048,
+            "maxConcurrentSequences": 8,
+            **changes,
+        }
+        profile = {
+            "kind": "MemoryProfile",
+            "metadata": {"name": "p", "namespace": "elsewhere"},
+            "spec": {"fingerprint": fingerprint},
+            "status": {"bytes": ledger, "kvCacheTokens": 65536, "observations": 2},
+        }
+        return files.write("profiles.yaml", {"kind": "List", "items": [profile]})
+
+    def test_the_plan_has_the_bytes_that_were_measured(self, files: Files) -> None:
+        plain = files.json()[1]["memory"][0]["total"]
+        code, answer = files.json("--profiles", self.measured(files, more=1 << 30))
+        assert (code, answer["memory"][0]["total"]) == (0, plain + (1 << 30))
+
+    def test_another_image_says_nothing_where_the_spec_names_one(self, files: Files) -> None:
+        plain = files.json()[1]["memory"][0]["total"]
+        path = self.measured(files, more=1 << 30)
+        files.spec["engine"] = {"image": "registry.example.com/worker:2"}
+        assert files.json("--profiles", path)[1]["memory"][0]["total"] == plain
+
+    def test_a_broken_profile_is_told_with_its_field(self, files: Files) -> None:
+        code, _, err = files.run("--profiles", self.measured(files, tensorParallel=0))
+        assert code == 2
+        assert "p: spec.fingerprint.tensorParallel" in " ".join(err.split())
+
+    def test_a_file_without_profiles_is_told_as_such(self, files: Files) -> None:
+        code, _, err = files.run("--profiles", files.write("none.yaml", {"kind": "List", "items": []}))
+        assert (code, "no objects of kind MemoryProfile" in " ".join(err.split())) == (2, True)
+
+
 def test_packed_facts_are_read_too(files: Files) -> None:
     files.facts = llama(8).pack()
     assert files.json()[0] == 0

@@ -4,13 +4,16 @@ input."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.planning.builders import H100, L4, T4, WIDE, gpu_node, llama, node, pod, request, snapshot
+from tests.unit.planning.builders import H100, L4, T4, gpu_node, llama, node, pod, request, snapshot
+from tests.unit.planning.test_precisions import FULL
 
 from plimsoll.inventory.capacity import free_by_node, shortages
 from plimsoll.inventory.views import PodView
+from plimsoll.planning.formats import formats, formats_of
 from plimsoll.planning.plan import plan, worker_requests
 from plimsoll.planning.snapshot import Decisions, Snapshot
 
@@ -49,12 +52,36 @@ def worlds(draw: st.DrawFn) -> Snapshot:
             facts=MODELS[draw(st.sampled_from(sorted(MODELS)))],
             priority=draw(st.integers(0, 1)),
             replicas=draw(st.integers(0, 4)),
-            placement={"device": draw(st.sampled_from(["GPU", "GPU", "GPU", "CPU"]))},
             suspend=draw(st.integers(0, 9)) == 0,
+            **draw(st.one_of(st.just({"placement": {"device": "CPU"}}), *[wishes()] * 3)),
         )
         for index in range(draw(st.integers(1, 4)))
     ]
-    return snapshot(nodes, *deployments, pods=pods, capabilities=WIDE)
+    return snapshot(nodes, *deployments, pods=pods, capabilities=FULL)
+
+
+@st.composite
+def wishes(draw: st.DrawFn) -> dict[str, Any]:
+    """What a spec for GPUs may say of precision, cut and speed; half of them say nothing."""
+    if draw(st.booleans()):
+        return {}
+    step = draw(st.sampled_from([None, 5, 50]))
+    return {
+        "quantization": {
+            "floor": draw(st.sampled_from(["Native", "INT8", "INT4"])),
+            "kvCache": draw(st.sampled_from(["Native", "Auto", "FP8"])),
+        },
+        "parallelism": {
+            "tensor": draw(st.sampled_from([None, None, 2])),
+            "pipeline": draw(st.sampled_from([None, None, 1, 3])),
+            "multiNode": draw(st.sampled_from(["IfNeeded", "Never"])),
+        },
+        "workload": {
+            "objective": draw(st.sampled_from(["FewestGPUs", "Quality", "Latency", "Throughput"])),
+            "meanContextTokens": draw(st.sampled_from([None, 512])),
+            "targets": {"timePerOutputTokenMilliseconds": step},
+        },
+    }
 
 
 def workers(world: Snapshot, decisions: Decisions) -> list[PodView]:
@@ -65,10 +92,15 @@ def workers(world: Snapshot, decisions: Decisions) -> list[PodView]:
         if decided is None or asked.spec.suspend:
             continue
         for place in decided.placements:
-            labels = {"plimsoll.dev/replica": str(place.replica), "plimsoll.dev/revision": asked.revision}
+            labels = {
+                "plimsoll.dev/replica": str(place.replica),
+                "plimsoll.dev/stage": str(place.stage),
+                "plimsoll.dev/revision": asked.revision,
+            }
+            name = f"{asked.name}-{place.replica}-{place.stage}"
             made.append(
                 replace(
-                    pod(f"{asked.name}-{place.replica}", place.node, owner=asked.uid, labels=labels),
+                    pod(name, place.node, owner=asked.uid, labels=labels),
                     requests=worker_requests(decided, asked.spec, asked.facts),
                 )
             )
@@ -100,6 +132,26 @@ def test_every_replica_is_placed_or_its_absence_explained(world: Snapshot) -> No
         assert placed.isdisjoint(decision.unplaced_replicas)
         assert len(placed) + len(decision.unplaced_replicas) == asked.spec.replicas
         assert bool(decision.unplaced_replicas) <= bool(decision.rejection and decision.rejection.message)
+
+
+@BOUNDED
+@given(worlds())
+def test_a_plan_is_what_the_spec_allows(world: Snapshot) -> None:
+    for asked in world.deployments:
+        decided, cut = plan(world)[asked.uid].plan, asked.spec.parallelism
+        if decided is None:
+            continue
+        assert formats_of(decided) in formats(asked.spec, asked.facts)
+        assert cut.tensor in (None, decided.tensor_parallel)
+        assert cut.pipeline in (None, decided.pipeline_parallel)
+        for replica in {place.replica for place in decided.placements}:
+            stages = [place for place in decided.placements if place.replica == replica]
+            assert len(stages) == decided.pipeline_parallel
+            assert cut.multi_node == "IfNeeded" or len({place.node for place in stages}) == 1
+        target = asked.spec.workload.targets.time_per_output_token_milliseconds
+        if target is not None:
+            assert decided.predicted is not None
+            assert decided.predicted.time_per_output_token_microseconds <= target * 1000
 
 
 @BOUNDED

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from plimsoll.api.v1alpha1 import API_VERSION, KIND, LLMDeployment
+from plimsoll.api.v1alpha1.profile import PROFILE_KIND
 from plimsoll.cli.output import BadInputError
 from plimsoll.inventory.device_pools import DevicePools
 from plimsoll.inventory.dra import claim_view, slice_view
@@ -31,6 +32,7 @@ KNOWN = (
     "ResourceSlice",
     "ResourceClaim",
     KIND,
+    PROFILE_KIND,
 )
 
 

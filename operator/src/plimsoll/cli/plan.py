@@ -4,7 +4,7 @@ function."""
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from plimsoll.cli.live import Cluster, ContextOption
 from plimsoll.cli.manifests import Objects, read_deployment, read_objects
 from plimsoll.cli.output import BadInputError, ExitCode, Format, OutputOption, write
 from plimsoll.cli.plan_table import print_decision
+from plimsoll.cli.profiles import read_profiles
 from plimsoll.model.facts import FactsUnreadable, ModelFacts
 from plimsoll.model.read import read_facts
 from plimsoll.planning.plan import plan
@@ -43,6 +44,10 @@ def command(
     facts: Annotated[
         Path | None, typer.Option("--facts", help="ModelFacts JSON, as `plimsoll inspect` prints it.")
     ] = None,
+    profiles: Annotated[
+        Path | None,
+        typer.Option("--profiles", help="MemoryProfiles that workers measured (YAML or JSON)."),
+    ] = None,
     capabilities: Annotated[
         Path | None,
         typer.Option("--capabilities", help="Plan for another engine: its Capabilities as JSON."),
@@ -53,10 +58,15 @@ def command(
     """Plan an LLMDeployment without applying it. Exit 3 when it has no place."""
     if model and facts:
         raise BadInputError("--model and --facts both tell the model: give one of them")
-    question = _question(read_objects(files), files, model, facts, context, _capabilities(capabilities))
-    decision = plan(question.snapshot)[question.request.uid]
+    question = _question(read_objects(files), files, model, facts, context)
+    snapshot = replace(
+        question.snapshot,
+        capabilities=_capabilities(capabilities),
+        profiles=read_profiles(profiles, question.request.spec) if profiles else (),
+    )
+    decision = plan(snapshot)[question.request.uid]
     if output is Format.TABLE:
-        print_decision(question.request, decision, question.snapshot)
+        print_decision(question.request, decision, snapshot)
     else:
         write(document(question.request, decision), output)
     if decision.rejection is not None:
@@ -69,14 +79,7 @@ class _Question:
     snapshot: Snapshot
 
 
-def _question(
-    objects: Objects,
-    files: list[Path],
-    model: str,
-    facts: Path | None,
-    context: str,
-    capabilities: Capabilities,
-) -> _Question:
+def _question(objects: Objects, files: list[Path], model: str, facts: Path | None, context: str) -> _Question:
     told = ", ".join(map(str, files))
     found = objects.of(KIND)
     if len(found) != 1:
@@ -92,7 +95,7 @@ def _question(
     request = _request(obj, deployment, _facts(deployment.spec.model, model, facts), objects)
     # Pods of the deployment itself make room: the question is where it would go.
     pods = tuple(pod for pod in objects.pods() if pod.owner_uid != request.uid)
-    return _Question(request, Snapshot(objects.nodes(), pods, (request,), capabilities))
+    return _Question(request, Snapshot(objects.nodes(), pods, (request,), CAPABILITIES))
 
 
 def _request(
@@ -111,6 +114,7 @@ def _request(
         spec=deployment.spec,
         facts=facts,
         revision=str(meta["name"]),
+        worker_image=deployment.spec.engine.image,
         volume=objects.volume(namespace, claim.claim_name) if claim else None,
     )
 
