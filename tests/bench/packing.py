@@ -72,13 +72,13 @@ def most_allocated(task: Task, nodes: Nodes) -> np.ndarray:
 
 
 def planned(task: Task, nodes: Nodes) -> np.ndarray:
-    """The planner's own rank: slot loss, the fullest, no GPU stranded, the least CPU to spare."""
+    """The planner's own rank: no GPU stranded, slot loss, the fullest, the least CPU to spare."""
     free = (nodes.gpu == WHOLE).sum(axis=1)
     levels = {level: slot_loss(level, task.gpus) for level in range(task.gpus, MOST_GPUS + 1)}
     order = {level: rank for rank, level in enumerate(sorted(levels, key=lambda at: (levels[at], at)))}
     return np.array(
         [
-            (order[there] * 64 + newly_stranded(there, cpu, task.gpus, task.cpu)) * 1e7 + cpu
+            (newly_stranded(there, cpu, task.gpus, task.cpu) * 64 + order[there]) * 1e7 + cpu
             if there in order
             else np.inf
             for there, cpu in zip(free.tolist(), nodes.cpu.tolist(), strict=True)

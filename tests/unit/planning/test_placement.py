@@ -67,6 +67,13 @@ def test_a_gpu_without_cores_beside_it_counts_as_lost(
     assert newly_stranded(free, cpu, gpus, millis) == quarters
 
 
+def test_a_pod_of_many_cores_rather_breaks_a_slot_than_strands_a_gpu() -> None:
+    nodes = [gpu_node("a", cpu="12", gpus=2), gpu_node("b", cpu="96", gpus=8)]
+    cores = {"resources": {"cpu": "12"}}
+    assert places(decide_one(nodes, request(podTemplate=cores))) == ["b"]
+    assert places(decide_one(nodes, request())) == ["a"]
+
+
 def test_of_equal_nodes_a_pod_of_many_cores_goes_where_it_strands_no_gpu() -> None:
     nodes = [gpu_node("a", cpu="48"), gpu_node("b", cpu="64")]
     cores = {"resources": {"cpu": "12"}}

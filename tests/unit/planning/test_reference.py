@@ -145,7 +145,7 @@ def reference(world: Snapshot) -> Choice | None:
                 there = free[name].extended[gpu.resource_name]  # noqa: B023
                 cpu = free[name].cpu_millis  # noqa: B023
                 stranded = newly_stranded(there, cpu, tensor, requests.cpu_millis)  # noqa: B023
-                return slot_loss(there, tensor), there, stranded, cpu, name  # noqa: B023
+                return stranded, slot_loss(there, tensor), there, cpu, name  # noqa: B023
 
             chosen = min(able, key=order)
             free[chosen] = subtract(free[chosen], requests)

@@ -3,14 +3,16 @@
 Each stage goes to the node where taking its GPUs destroys the fewest larger slots: an 8-GPU node stays whole
 while an odd GPU is free elsewhere. This is FGD's idea ("Beware of Fragmentation", ATC'23), exact for whole
 GPUs; packing by most-allocated alone was rejected because it eats the last whole node of a pool that is
-evenly used. Of nodes with equally many free GPUs those come first where no GPU is left without cores beside
-it, then those with the least CPU to spare.
+evenly used. A pod of many cores goes first of all where it leaves no GPU without cores beside it: a GPU that
+nobody can use is lost whatever slot it is in.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge
+from itertools import chain
 
 from plimsoll.api.v1alpha1 import PlanPlacement
 from plimsoll.inventory.capacity import amounts
@@ -22,8 +24,8 @@ from plimsoll.planning.topology import candidates
 
 SLOTS = (8, 4, 2)
 CPU_BESIDE_GPU = 6000
-"""Millicores. A free GPU with less CPU beside it counts as lost, in part. Replays of the openb trace leave
-least unallocated near this value (docs/benchmarks.md); workers of ours ask for 1500."""
+"""Millicores. A free GPU with less CPU beside it counts as lost, in part. On the openb trace 3000 to 8000 do
+nearly as well (docs/benchmarks.md); workers of ours ask for 1500."""
 STRANDED_STEPS = 4
 """Parts of a GPU that are told apart: CPU to spare matters more than a smaller difference."""
 
@@ -42,9 +44,9 @@ def newly_stranded(free: int, cpu: int, gpus: int, millis: int) -> int:
 
 def ranked(option: Option, room: Room, admitted: Admitted | None = None) -> Iterator[str]:
     """Nodes of `admitted` (None: all that the option may use) with enough free GPUs (on CPU: memory), the
-    best first; other resources are not looked at. GPU: slot loss, then the fullest node, then CPU. CPU: nodes
-    without GPUs, then the least memory to spare. Last the name, so that equal snapshots give equal plans.
-    `room` must not change meanwhile."""
+    best first; other resources are not looked at. GPU: no GPU left without cores, slot loss, the fullest
+    node, the least CPU to spare. CPU: nodes without GPUs, the least memory to spare. Last the name, so that
+    equal snapshots give equal plans. `room` must not change meanwhile."""
     admitted = admitted or option.admitted
     within = _by_slots if option.resource else _by_memory
     found = within(option, room, admitted.pools)
@@ -53,14 +55,29 @@ def ranked(option: Option, room: Room, admitted: Admitted | None = None) -> Iter
 
 def _by_slots(option: Option, room: Room, pools: Sequence[Pool]) -> Iterator[str]:
     taken, millis = option.gpus_together, option.requests_together.cpu_millis
-    strands = millis > taken * CPU_BESIDE_GPU
     shelves = [room.shelf(pool) for pool in pools]
-    levels = {level for shelf in shelves for level in shelf.levels(taken)}
-    for level in sorted(levels, key=lambda free: (slot_loss(free, taken), free)):
-        entries: Iterable[Entry] = merge(*(shelf.at(level) for shelf in shelves))
-        if strands:
-            entries = sorted(entries, key=lambda entry: newly_stranded(entry[0], entry[1], taken, millis))
-        yield from (name for _, _, name in entries)
+    free = {level for shelf in shelves for level in shelf.levels(taken)}
+    levels = sorted(free, key=lambda level: (slot_loss(level, taken), level))
+    if millis > taken * CPU_BESIDE_GPU:
+        yield from _sparing_cores([[shelf.at(level) for shelf in shelves] for level in levels], taken, millis)
+        return
+    for level in levels:
+        yield from (name for _, _, name in merge(*(shelf.at(level) for shelf in shelves)))
+
+
+def _sparing_cores(levels: Iterable[Sequence[list[Entry]]], gpus: int, millis: int) -> Iterator[str]:
+    """By how many GPUs lose their cores, then in the order of `levels`."""
+
+    def kept(entry: Entry) -> int:
+        """Grows with a node's CPU, so that equals stand together."""
+        return -newly_stranded(entry[0], entry[1], gpus, millis)
+
+    by_level = [sorted(chain(*entries)) for entries in levels]
+    most = (millis - gpus * CPU_BESIDE_GPU) * STRANDED_STEPS // CPU_BESIDE_GPU
+    for stranded in range(most + 1):
+        for nodes in by_level:
+            first, last = (side(nodes, -stranded, key=kept) for side in (bisect_left, bisect_right))
+            yield from (name for _, _, name in nodes[first:last])
 
 
 def _by_memory(option: Option, room: Room, pools: Sequence[Pool]) -> Iterator[str]:
