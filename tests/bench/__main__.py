@@ -139,8 +139,13 @@ def _both(taken: Mapping[str, float], which: str) -> str:
 
 
 def _optimality(console: Console, found: Figures) -> None:
+    _distance(console, "optimality", found)
+    _distance(console, "optimality, stages in one domain", found["withDomains"])
+
+
+def _distance(console: Console, what: str, found: Figures) -> None:
     free, tight = found["uncontended"], found["contended"]
-    title = f"optimality, {found['instances']} instances, {found['proven']} optima proven"
+    title = f"{what}, {found['instances']} instances, {found['proven']} optima proven"
     add = _table(console, title, "", "instances", "mean", "median", "least", "most")
     above, share = free["costAboveOptimumPercent"], tight["weightPercentOfOptimum"]
     add("cost above optimum, %, uncontended", free["instances"], *above.values())

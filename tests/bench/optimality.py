@@ -2,7 +2,7 @@
 
 Two families of seeded instances: uncontended, where everything fits and cost counts, and contended, where
 about a third more is asked than there is, and what counts is the admitted weight (priority x GPUs of the
-cheapest choice). Instances of the first family where the optimum itself leaves something out are told apart,
+cheapest choice). Both once more where the stages of a replica must share a domain of nodes. Instances of the first family where the optimum itself leaves something out are told apart,
 not dropped: they count as contended.
 """
 
@@ -22,6 +22,8 @@ from plimsoll.planning.snapshot import Decisions, Snapshot
 
 UNCONTENDED = ((20, 12), (50, 30), (100, 60), (300, 180), (1000, 600))
 CONTENDED = ((20, 80), (50, 200), (100, 300), (300, 600))
+WITH_DOMAINS = ((50, 30, 5, False), (100, 60, 10, False), (20, 80, 2, True), (50, 200, 5, True))
+"""Nodes, deployments, domains that the stages of a replica must share, whether priorities differ."""
 SEEDS = 6
 
 
@@ -52,8 +54,8 @@ class Result:
         return 100 * self.weight / self.most_weight
 
 
-def measure(nodes: int, deployments: int, seed: int, *, priorities: bool) -> Result:
-    snapshot = instance(seed, nodes, deployments, priorities=priorities)
+def measure(nodes: int, deployments: int, seed: int, *, priorities: bool, racks: int = 0) -> Result:
+    snapshot = instance(seed, nodes, deployments, priorities=priorities, racks=racks)
     started = time.perf_counter()
     decisions = plan(snapshot)
     seconds = time.perf_counter() - started
@@ -84,6 +86,15 @@ def run(seeds: int = SEEDS) -> dict[str, object]:
         for index, (nodes, deployments) in enumerate(sizes)
         for seed in range(seeds)
     ]
+    together = [
+        measure(nodes, deployments, 1000 * index + seed, priorities=priorities, racks=racks)
+        for index, (nodes, deployments, racks, priorities) in enumerate(WITH_DOMAINS)
+        for seed in range(seeds)
+    ]
+    return {**_told(results), "withDomains": _told(together)}
+
+
+def _told(results: list[Result]) -> dict[str, object]:
     free = [one for one in results if not one.contended]
     tight = [one for one in results if one.contended]
     lost = [one for one in free if one.weight < one.asked_weight]

@@ -23,7 +23,7 @@ from plimsoll.planning.snapshot import Snapshot
 
 SEED = 7
 ROUNDS = 100
-SIZES = (100, 1000, 5000, 10_000)
+SIZES = (100, 300, 1000, 3000, 5000, 10_000)
 MODEL = llama(8)
 MIXED = 1000
 """New deployments of many models on many kinds of GPU, which have more to decide together."""
