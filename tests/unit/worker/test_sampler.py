@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.unit.worker.decoding import sequence
 
-from plimsoll_worker.engine.sampler import Sampler
+from plimsoll_worker.engine.sampler import Chosen, Noise, Sampler, sampling_position, temperature_of
 from plimsoll_worker.engine.scheduler import Scheduled
 from plimsoll_worker.engine.sequence import Sequence
 
@@ -24,7 +24,14 @@ def ends(*sequences: Sequence) -> list[Scheduled]:
     return [Scheduled(one, len(one.tokens) - 1, 1, completes=True) for one in sequences]
 
 
-sampler = Sampler(torch.device("cpu"), tokens_of)  # type: ignore[arg-type]
+def sampler(logits: torch.Tensor, rows: list[Scheduled]) -> Chosen:
+    sequences = [part.sequence for part in rows]
+    noise = Noise(
+        torch.tensor([temperature_of(each.params) for each in sequences]),
+        torch.tensor([each.seed for each in sequences]),
+        torch.tensor([sampling_position(part) for part in rows]),
+    )
+    return Sampler(torch.device("cpu"), tokens_of)(logits, rows, noise)  # type: ignore[arg-type]
 
 
 def draws(logits: torch.Tensor, count: int = 400, **params: object) -> torch.Tensor:

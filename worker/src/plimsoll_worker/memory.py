@@ -40,6 +40,11 @@ class DeviceMemory(Protocol):
         """The device's name, as the plan would name it."""
         ...
 
+    @property
+    def total_bytes(self) -> int:
+        """What the device has; on a CPU what this container may use."""
+        ...
+
     def used(self) -> int:
         """In use now; on a CPU by this process, on a GPU by everyone."""
         ...
@@ -107,7 +112,7 @@ class CpuMemory:
         self._process = psutil.Process()
         self.runtime = self.used()
         """Interpreter, libraries and tokenizer: what was in use before the first weight."""
-        self.total = memory_limit(CGROUP, psutil.virtual_memory().total)
+        self.total_bytes = memory_limit(CGROUP, psutil.virtual_memory().total)
 
     @property
     def product(self) -> str:
@@ -124,6 +129,7 @@ class CpuMemory:
             _TRIM(0)
 
     def rise(self, work: Callable[[], None]) -> int:
+        self.release()
         before = self.used()
         # 5 resets the peak resident set size: proc(5), /proc/pid/clear_refs.
         (PROC / "self" / "clear_refs").write_text("5")
@@ -151,7 +157,7 @@ class CpuMemory:
         return DeviceReport(
             rank=0,
             product=self.product,
-            total_bytes=self.total,
+            total_bytes=self.total_bytes,
             used_bytes=used,
             bytes=MeasuredMemory(
                 weights=counted.weights,
@@ -184,6 +190,7 @@ class CudaMemory:
         uuid = torch.cuda.get_device_properties(index).uuid
         self._handle = device_handle(pynvml, str(uuid))
         self._nvml = pynvml
+        self.total_bytes = int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).total)
 
     @property
     def product(self) -> str:
@@ -235,11 +242,10 @@ class CudaMemory:
         known = counted.weights + counted.kv_cache + activations
         reserved = torch.cuda.memory_reserved(self.torch_device) - counted.graphs.allocator
         fragmentation = max(0, reserved - known - self._workspaces(counted))
-        info = self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
         return DeviceReport(
             rank=0,
             product=self.product,
-            total_bytes=int(info.total),
+            total_bytes=self.total_bytes,
             used_bytes=used,
             bytes=MeasuredMemory(
                 weights=counted.weights,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -14,13 +15,14 @@ from plimsoll_worker.engine.capacity import Ledger
 from plimsoll_worker.engine.engine import Engine
 from plimsoll_worker.engine.model_runner import ModelRunner
 from plimsoll_worker.engine.scheduler import Scheduler
-from plimsoll_worker.launch import Launch, Report
+from plimsoll_worker.engine.watchdog import Watchdog
+from plimsoll_worker.launch import Device, ExitCode, ExitReason, Launch, Report
 from plimsoll_worker.loading.tokenizer import Tokenizer
 from plimsoll_worker.progress import Startup, say
 from plimsoll_worker.server.frontend import Frontend
 from plimsoll_worker.server.metrics import Metrics
 from plimsoll_worker.server.service import Service
-from plimsoll_worker.settings import Settings
+from plimsoll_worker.settings import Settings, termination_log
 
 
 def open_service(
@@ -33,6 +35,9 @@ def open_service(
         max_batched_tokens=launch.max_batched_tokens,
     )
     engine = Engine(runner, scheduler)
+    if launch.device is Device.GPU:
+        # Not on a CPU: there a long prompt may rightly take longer than any limit worth having.
+        Watchdog(engine.busy_seconds, lambda seconds: _end_stuck(launch, seconds)).start()
     config = runner.model.config
 
     def report() -> Report:
@@ -54,6 +59,9 @@ def open_service(
             torch_version=torch.__version__,
         )
 
+    # What the start has made stays for good; walking over it at every collection is a pause in every answer.
+    gc.collect()
+    gc.freeze()
     return Service(
         launch=launch,
         engine=engine,
@@ -64,6 +72,19 @@ def open_service(
         opened_at=int(time.time()),
         report=report,
     )
+
+
+def _end_stuck(launch: Launch, seconds: float) -> None:
+    """End the process at once: nothing of it can be trusted to end by itself."""
+    message = (
+        f"a step has taken {seconds:.0f} s; the GPU does not answer. Look at the node's kernel log for Xid"
+    )
+    reason = ExitReason(reason=ExitCode.ENGINE_FAILED, message=message, plan_id=launch.plan_id)
+    say("Exit", reason=reason.reason, message=message)
+    log = termination_log()
+    if not (log.exists() and log.read_text(encoding="utf-8")):  # an exception has been told already
+        reason.write(log)
+    os._exit(1)
 
 
 def stop_on_sigterm(frontend: Frontend, settings: Settings) -> None:

@@ -12,6 +12,7 @@ them once.
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, replace
 
 from plimsoll_worker.engine.model_runner import ModelRunner
@@ -75,6 +76,7 @@ def warm_up(launch: Launch, model: Decoder, memory: DeviceMemory) -> tuple[Model
     blocks = min(planned, room // block_bytes)
     while blocks >= fewest:
         del runner
+        gc.collect()  # its graphs refer to it
         memory.release()
         runner = _runner(launch, model, blocks)
         counted = Counted(

@@ -155,6 +155,12 @@ class Engine:
         for sequence_id in list(self._sequences):
             self._abort(sequence_id)
 
+    def settle(self) -> None:
+        """Work until every sequence has ended: for who has no other thread, instead of `run`."""
+        self._obey(wait=False)
+        while self._sequences or self._flights:
+            self._step()
+
     def _drained(self) -> bool:
         if self._deadline is None:
             return False

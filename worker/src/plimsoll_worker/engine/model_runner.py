@@ -16,12 +16,11 @@ from torch import Tensor
 from plimsoll_worker.engine.graphs import CudaRecorder, DecodeGraphs, Recorder, buckets
 from plimsoll_worker.engine.in_flight import InFlight, LogprobRow
 from plimsoll_worker.engine.rehearsal import longest_steps
-from plimsoll_worker.engine.sampler import Sampler, sampling_position
+from plimsoll_worker.engine.sampler import Sampler, draw, sampling_position
 from plimsoll_worker.engine.scheduler import Scheduled
 from plimsoll_worker.engine.slot_tables import SlotTables
 from plimsoll_worker.engine.staging import TURNS, Staging
 from plimsoll_worker.engine.step_inputs import StepInputs, decode_inputs, mixed_inputs, words_needed
-from plimsoll_worker.kernels import ops
 from plimsoll_worker.kernels.batch import AttentionBatch
 from plimsoll_worker.layers.kv_cache import KVCache
 from plimsoll_worker.models.decoder import Decoder
@@ -88,7 +87,7 @@ class ModelRunner:
         completes, in order. For who chooses the tokens himself: all known tokens are uploaded anew."""
         for part in step:
             self._tables.forget(part.sequence.slot)
-        inputs = self._stage(step, None)
+        inputs = self._stage(step, None, samples=sum(part.completes for part in step))
         hidden = self._forward(inputs)
         return self.model.logits(hidden.index_select(0, inputs.last_tokens))
 
@@ -119,6 +118,16 @@ class ModelRunner:
             graphs.add(size, recorder.record(forward), recorder.record(sample))
         self._graphs = graphs
 
+    def replay(self, sequences: int) -> bool:
+        """Compute the last decode step, which was of so many sequences, again: what it takes without the
+        engine around it. False: there is no graph of it."""
+        size = self._graphs.bucket(sequences)
+        if size is None:
+            return False
+        self._graphs.forward(size)
+        self._graphs.sample(size)
+        return True
+
     @torch.inference_mode()
     def rehearse(self) -> None:
         """Run the steps that take the most memory, with every option of sampling asked for. Whatever the
@@ -140,26 +149,26 @@ class ModelRunner:
 
     def _decode(self, step: Ordered[Scheduled], layers: int | None) -> dict[int, LogprobRow]:
         size = self._graphs.bucket(len(step))
-        inputs = self._stage(step, size)
+        inputs = self._stage(step, size, samples=len(step))
         if size is None:
-            hidden = self._forward(inputs, layers)
-        else:
-            self._graphs.forward(size)
-            hidden = self._hidden[: len(step)]
-        if size is not None and all(part.sequence.params.plain for part in step):
+            return self._choose(self._forward(inputs, layers), inputs, step)
+        self._graphs.forward(size)
+        if all(part.sequence.params.plain for part in step):
             self._graphs.sample(size)
             return {}
-        return self._choose(hidden, inputs, step)
+        return self._choose(self._hidden[:size], inputs, step)
 
     def _mixed(
         self, step: Ordered[Scheduled], rows: Ordered[Scheduled], layers: int | None
     ) -> dict[int, LogprobRow]:
-        inputs = self._stage(step, None)
+        samples = self._graphs.bucket(len(rows)) or len(rows)
+        inputs = self._stage(step, None, samples=samples if rows else 0)
         hidden = self._forward(inputs, layers)
         return self._choose(hidden.index_select(0, inputs.last_tokens), inputs, rows) if rows else {}
 
-    def _stage(self, step: Ordered[Scheduled], size: int | None) -> StepInputs:
-        """Bring a step to the device; `size`: laid out and padded as the graph of this size has it."""
+    def _stage(self, step: Ordered[Scheduled], size: int | None, *, samples: int) -> StepInputs:
+        """Bring a step to the device; `size`: laid out and padded as the graph of this size has it; else with
+        its samples padded to `samples`."""
         places: list[int] = []
         blocks: list[int] = []
         for part in step:
@@ -167,7 +176,7 @@ class ModelRunner:
             self._tables.grown(part.sequence, places, blocks)
         self._staging.begin()
         if size is None:
-            inputs = mixed_inputs(step, self._staging, self._tables, self.cache.block_size)
+            inputs = mixed_inputs(step, self._staging, self._tables, self.cache.block_size, samples=samples)
         else:
             inputs = decode_inputs(
                 step, self._staging, self._tables, self.cache.block_size, size=size, longest=self._longest
@@ -203,14 +212,11 @@ class ModelRunner:
 
     def _sample(self, hidden: Tensor, inputs: StepInputs) -> None:
         """Choose tokens by temperature and seed alone; nothing here depends on the host."""
-        tokens = ops.sample(
-            self.model.logits(hidden), inputs.temperatures, inputs.seeds, inputs.new_positions
-        )
-        self._keep(tokens, inputs)
+        self._keep(draw(self.model.logits(hidden), inputs.noise), inputs)
 
     def _choose(self, hidden: Tensor, inputs: StepInputs, rows: Ordered[Scheduled]) -> dict[int, LogprobRow]:
-        """Choose tokens for `hidden` (rows, hidden) by whatever the sequences ask for."""
-        chosen = self._sampler(self.model.logits(hidden), rows)
+        """Choose tokens for `hidden` (rows and padding, hidden) by whatever the sequences ask for."""
+        chosen = self._sampler(self.model.logits(hidden), rows, inputs.noise)
         self._keep(chosen.tokens, inputs)
         return {
             row: LogprobRow(*(part.to("cpu", non_blocking=True) for part in parts))
@@ -219,9 +225,8 @@ class ModelRunner:
 
     def _keep(self, tokens: Tensor, inputs: StepInputs) -> None:
         """The tokens go where the next step finds them, and where they are read."""
-        count = tokens.shape[0]
-        self._tokens[:count].copy_(tokens)
-        self._tables.tokens.view(-1).index_copy_(0, inputs.new_places[:count], tokens.int())
+        self._tokens[: tokens.shape[0]].copy_(tokens)
+        self._tables.tokens.view(-1).index_copy_(0, inputs.new_places, tokens.int())
 
     def _tokens_of(self, rows: Ordered[Scheduled]) -> Tensor:
         """For the sampler: what the device knows of these sequences."""

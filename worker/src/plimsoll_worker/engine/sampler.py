@@ -28,6 +28,18 @@ token."""
 
 
 @dataclass(frozen=True, slots=True)
+class Noise:
+    """What every row is drawn with, on the device."""
+
+    temperatures: Tensor
+    """(rows) FP32; 0 is greedy."""
+    seeds: Tensor
+    """(rows) int64"""
+    positions: Tensor
+    """(rows) int64: the place in its sequence of the token to be drawn."""
+
+
+@dataclass(frozen=True, slots=True)
 class Chosen:
     """What was chosen, on the device."""
 
@@ -54,46 +66,17 @@ class Sampler:
         self._device = device
         self._tokens_of = tokens_of
 
-    def __call__(self, logits: Tensor, rows: Ordered[Scheduled]) -> Chosen:
-        """A token for each row of logits (rows, vocabulary)."""
+    def __call__(self, logits: Tensor, rows: Ordered[Scheduled], noise: Noise) -> Chosen:
+        """A token for each row of logits (rows or more, vocabulary); what is behind `rows` is padding."""
         params = [scheduled.sequence.params for scheduled in rows]
-        if all(each.plain for each in params):
-            return Chosen(self._draw(logits, rows), {})
         raw = logits
         if not all(each.plain or _only_tells(each) for each in params):
             logits = logits.to(torch.float32, copy=True)
             self._bias(logits, rows)
             self._penalize(logits, rows)
             self._filter(logits, rows)
-        tokens = self._draw(logits, rows)
+        tokens = draw(logits, noise)
         return Chosen(tokens, self._tell(raw, tokens, params))
-
-    def _draw(self, logits: Tensor, rows: Ordered[Scheduled]) -> Tensor:
-        params = [scheduled.sequence.params for scheduled in rows]
-        if self._device.type == "cpu":
-            return self._draw_each(logits, rows)
-        # Greedy rows go the same way: graphs have it built in, and a tie must fall alike with and without.
-        return ops.sample(
-            logits,
-            self._put([temperature_of(each) for each in params], torch.float32),
-            self._put([scheduled.sequence.seed for scheduled in rows], torch.int64),
-            self._put([sampling_position(scheduled) for scheduled in rows], torch.int64),
-        )
-
-    def _draw_each(self, logits: Tensor, rows: Ordered[Scheduled]) -> Tensor:
-        """Row by row: the plain PyTorch of `ops.sample` takes a dozen times the logits' memory, and greedy
-        rows need none of it."""
-        tokens = logits.argmax(dim=-1)
-        for row, scheduled in enumerate(rows):
-            sequence = scheduled.sequence
-            if not sequence.params.greedy:
-                tokens[row : row + 1] = ops.sample(
-                    logits[row : row + 1],
-                    torch.tensor([sequence.params.temperature]),
-                    torch.tensor([sequence.seed]),
-                    torch.tensor([sampling_position(scheduled)]),
-                )
-        return tokens
 
     def _bias(self, logits: Tensor, rows: Ordered[Scheduled]) -> None:
         at: list[int] = []
@@ -179,6 +162,22 @@ class Sampler:
         if self._device.type == "cpu":
             return torch.tensor(values, dtype=dtype)
         return torch.tensor(values, dtype=dtype, pin_memory=True).to(self._device, non_blocking=True)
+
+
+def draw(logits: Tensor, noise: Noise) -> Tensor:
+    """A token for each row of logits (rows, vocabulary) by temperature and seed alone → (rows) int64."""
+    if logits.is_cuda:
+        # Greedy rows too: a tie must fall alike in every batch, with and without graphs.
+        return ops.sample(logits, noise.temperatures, noise.seeds, noise.positions)
+    # Row by row: in plain PyTorch it takes a dozen times the logits' memory, and greedy rows need none of it.
+    tokens = logits.argmax(dim=-1)
+    for row, temperature in enumerate(noise.temperatures.tolist()):
+        if temperature > 0:
+            one = slice(row, row + 1)
+            tokens[one] = ops.sample(
+                logits[one], noise.temperatures[one], noise.seeds[one], noise.positions[one]
+            )
+    return tokens
 
 
 def _only_tells(params: SamplingParams) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plimsoll_worker.engine.sampler import sampling_position, temperature_of
+from plimsoll_worker.engine.sampler import Noise, sampling_position, temperature_of
 from plimsoll_worker.engine.scheduler import Scheduled
 from plimsoll_worker.engine.slot_tables import SlotTables
 from plimsoll_worker.engine.staging import Staging
@@ -43,12 +43,8 @@ class StepInputs:
     """(samples): rows of the hidden states that become logits."""
     new_places: Tensor
     """(samples): where each new token goes in the flat token table."""
-    new_positions: Tensor
-    """(samples)"""
-    seeds: Tensor
-    """(samples)"""
-    temperatures: Tensor
-    """(samples) FP32"""
+    noise: Noise
+    """Of the samples."""
     max_query_len: int
     max_context_len: int
 
@@ -89,20 +85,16 @@ def decode_inputs(
         query_start=staging.put(np.arange(size + 1), torch.int32),
         last_tokens=staging.put(np.arange(size), torch.int64),
         new_places=staging.put([place + 1 for place in places] + [idle] * padding, torch.int64),
-        new_positions=staging.put([start + 1 for start in starts] + [0] * padding, torch.int64),
-        seeds=staging.put([part.sequence.seed for part in step] + [0] * padding, torch.int64),
-        temperatures=staging.put(
-            [temperature_of(part.sequence.params) for part in step] + [0.0] * padding, torch.float32
-        ),
+        noise=_noise(step, staging, padding),
         max_query_len=1,
         max_context_len=longest,
     )
 
 
 def mixed_inputs(
-    step: Ordered[Scheduled], staging: Staging, tables: SlotTables, block_size: int
+    step: Ordered[Scheduled], staging: Staging, tables: SlotTables, block_size: int, *, samples: int
 ) -> StepInputs:
-    """A step of any tokens."""
+    """A step of any tokens, its samples padded to `samples`."""
     counts = np.array([part.count for part in step])
     starts = np.concatenate(([0], counts.cumsum()))
     positions = np.empty(starts[-1], dtype=np.int64)
@@ -114,8 +106,10 @@ def mixed_inputs(
         positions[mine] = own
         places[mine] = own + part.sequence.slot * tables.width
         cache_slots[mine] = table[own // block_size] * block_size + own % block_size
-    completed = [(index, part) for index, part in enumerate(step) if part.completes]
-    new = [sampling_position(part) for _, part in completed]
+    completed = [part for part in step if part.completes]
+    ends = [int(end) - 1 for end, part in zip(starts[1:], step, strict=True) if part.completes]
+    new_places = [part.sequence.slot * tables.width + sampling_position(part) for part in completed]
+    padding = samples - len(completed)
     return StepInputs(
         token_places=staging.put(places, torch.int64),
         positions=staging.put(positions, torch.int64),
@@ -123,16 +117,20 @@ def mixed_inputs(
         slots=staging.put([part.sequence.slot for part in step], torch.int64),
         context_lens=staging.put([part.start + part.count for part in step], torch.int32),
         query_start=staging.put(starts, torch.int32),
-        last_tokens=staging.put([starts[index + 1] - 1 for index, _ in completed], torch.int64),
-        new_places=staging.put(
-            [part.sequence.slot * tables.width + at for (_, part), at in zip(completed, new, strict=True)],
-            torch.int64,
-        ),
-        new_positions=staging.put(new, torch.int64),
-        seeds=staging.put([part.sequence.seed for _, part in completed], torch.int64),
-        temperatures=staging.put(
-            [temperature_of(part.sequence.params) for _, part in completed], torch.float32
-        ),
+        last_tokens=staging.put(ends + [0] * padding, torch.int64),
+        new_places=staging.put(new_places + [tables.padding * tables.width] * padding, torch.int64),
+        noise=_noise(completed, staging, padding),
         max_query_len=int(counts.max()),
         max_context_len=max(part.start + part.count for part in step),
+    )
+
+
+def _noise(samples: Ordered[Scheduled], staging: Staging, padding: int) -> Noise:
+    temperatures = [temperature_of(part.sequence.params) for part in samples]
+    seeds = [part.sequence.seed for part in samples]
+    positions = [sampling_position(part) for part in samples]
+    return Noise(
+        temperatures=staging.put(temperatures + [0.0] * padding, torch.float32),
+        seeds=staging.put(seeds + [0] * padding, torch.int64),
+        positions=staging.put(positions + [0] * padding, torch.int64),
     )

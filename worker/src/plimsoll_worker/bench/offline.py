@@ -1,0 +1,187 @@
+"""The engine without its server: how many tokens a second, on made-up prompts of given lengths.
+
+decode       sequences of `context` tokens, all decoding: tokens a second from the step after the last first
+             token to the end
+prefill      one prompt, submitted to first token
+throughput   many requests at once, submitted to last token: prefill and decode mixed
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from plimsoll_worker.bench.card import seconds
+from plimsoll_worker.engine.block_pool import BlockPool
+from plimsoll_worker.engine.engine import Engine
+from plimsoll_worker.engine.model_runner import ModelRunner
+from plimsoll_worker.engine.scheduler import Scheduler
+from plimsoll_worker.engine.sequence import SamplingParams, Sequence, TokenEvent
+
+REPEATS = 3
+DECODE_TOKENS = 128
+REPLAYS = 20
+WORKLOAD_TEMPERATURE = 0.6
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Lengths in tokens."""
+
+    prompt: int
+    answer: int
+
+
+class Offline:
+    """A runner and its books, to be asked again and again."""
+
+    def __init__(self, runner: ModelRunner, seed: int = 0) -> None:
+        self._runner = runner
+        self._random = random.Random(seed)  # noqa: S311 - prompts of no meaning
+        self._asked = 0
+
+    def run(self, requests: list[Request], temperature: float) -> Run:
+        """Answer all requests at once; no prompt was seen before."""
+        scheduler = Scheduler(
+            BlockPool(self._runner.cache.blocks, self._runner.cache.block_size),
+            max_sequences=self._runner.max_sequences,
+            max_batched_tokens=self._runner.max_batched_tokens,
+        )
+        engine = Engine(self._runner, scheduler)
+        run = Run(len(requests))
+        for request in requests:
+            self._asked += 1
+            params = SamplingParams(max_tokens=request.answer, temperature=temperature, seed=self._asked)
+            vocabulary = self._runner.model.config.vocab_size
+            prompt = tuple(self._random.choices(range(vocabulary), k=request.prompt))
+            engine.submit(Sequence(f"bench-{self._asked}", prompt, params, run.hearer()))
+        run.begin()
+        engine.settle()
+        run.end(scheduler.preemptions)
+        return run
+
+    def step_seconds(self, batch: int) -> float | None:
+        """Device time of the last decode step, of `batch` sequences, alone; None: it has no graph."""
+        if not self._runner.replay(batch):
+            return None
+        # Many in a row: one launch costs the host more than a small model's step takes the device.
+        return seconds(lambda: [self._runner.replay(batch) for _ in range(REPLAYS)]) / REPLAYS
+
+
+class Run:
+    """When tokens came."""
+
+    def __init__(self, requests: int) -> None:
+        self._silent = requests
+        self._began = self.all_decode = self._ended = 0.0
+        self.tokens = self.tokens_before_all_decode = 0
+        self.preemptions = 0
+
+    def begin(self) -> None:
+        self._began = time.perf_counter()
+
+    def end(self, preemptions: int) -> None:
+        self._ended = time.perf_counter()
+        self.preemptions = preemptions
+
+    def hearer(self) -> Callable[[TokenEvent], None]:
+        """What one sequence tells its tokens to."""
+        heard = False
+
+        def hear(event: TokenEvent) -> None:
+            nonlocal heard
+            del event
+            self.tokens += 1
+            if not heard:
+                heard = True
+                self._silent -= 1
+                if self._silent == 0:
+                    self.all_decode = time.perf_counter()
+                    self.tokens_before_all_decode = self.tokens
+
+        return hear
+
+    @property
+    def seconds(self) -> float:
+        return self._ended - self._began
+
+    @property
+    def first_token_seconds(self) -> float:
+        """Until every sequence has its first."""
+        return self.all_decode - self._began
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens a second once all decode."""
+        return (self.tokens - self.tokens_before_all_decode) / (self._ended - self.all_decode)
+
+
+def decode(offline: Offline, *, batch: int, context: int, tokens: int = DECODE_TOKENS) -> Json:
+    """Greedy decoding of `batch` sequences that begin at `context` tokens.
+
+    `deviceSecondsPerStep` is the last step by itself, replayed: what is missing to the whole step, in which
+    the device has nothing to do, is `idlePermille`.
+    """
+    requests = [Request(context, tokens + 1)] * batch
+    found = _median(
+        lambda: offline.run(requests, 0.0).decode_rate,
+        {"batch": batch, "contextTokens": context, "decodedTokens": tokens},
+        "tokensPerSecond",
+    )
+    step = offline.step_seconds(batch)
+    if step is not None:
+        found["deviceSecondsPerStep"] = round(step, 7)
+        found["idlePermille"] = round(1000 * (1 - step * found["tokensPerSecond"] / batch))
+    return found
+
+
+def prefill(offline: Offline, *, tokens: int) -> Json:
+    """One prompt of `tokens` tokens, to its first token."""
+    return _median(
+        lambda: offline.run([Request(tokens, 1)], 0.0).seconds, {"promptTokens": tokens}, "seconds"
+    )
+
+
+def throughput(offline: Offline, requests: list[Request], *, temperature: float) -> Json:
+    """Output tokens a second over all requests at once."""
+    preemptions = []
+
+    def rate() -> float:
+        run = offline.run(requests, temperature)
+        preemptions.append(run.preemptions)
+        return run.tokens / run.seconds
+
+    facts = {
+        "requests": len(requests),
+        "promptTokens": sum(request.prompt for request in requests),
+        "answerTokens": sum(request.answer for request in requests),
+        "temperature": temperature,
+    }
+    found = _median(rate, facts, "outputTokensPerSecond")
+    return {**found, "preemptions": max(preemptions)}
+
+
+def uniform_requests() -> list[Request]:
+    """256 requests, prompts and answers uniform from 100 to 1024, seed 0: the workload of nano-vllm's
+    bench.py (142,827 tokens in, 133,966 out), drawn in its order."""
+    drawn = random.Random(0)  # noqa: S311 - the same lengths for everyone
+    prompts = []
+    for _ in range(256):
+        length = drawn.randint(100, 1024)
+        prompts.append(length)
+        for _ in range(length):
+            drawn.randint(0, 10000)
+    return [Request(prompt, drawn.randint(100, 1024)) for prompt in prompts]
+
+
+def _median(measure: Callable[[], float], facts: Json, key: str) -> Json:
+    """The median of REPEATS, after one that does not count."""
+    measure()
+    found = [measure() for _ in range(REPEATS)]
+    return {**facts, key: round(median(found), 5), "all": [round(each, 5) for each in found]}
