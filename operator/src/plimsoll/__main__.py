@@ -15,6 +15,7 @@ from plimsoll.cluster.feeds import feeds
 from plimsoll.cluster.kube import Kube
 from plimsoll.cluster.leader import Leader, anew
 from plimsoll.cluster.observation import Terms
+from plimsoll.cluster.profiles import ProfileKeeper
 from plimsoll.cluster.reconciler import Reconciler
 from plimsoll.cluster.reports import Reports
 from plimsoll.cluster.reservations import Ledger
@@ -38,7 +39,8 @@ def main() -> None:
     ledger = Ledger()
     heartbeat = health.Heartbeat()
     reports = Reports(trigger.fire)
-    recorder = Recorder(kube, os.environ.get("HOSTNAME", "plimsoll"))
+    instance = os.environ.get("HOSTNAME", "plimsoll")
+    recorder = Recorder(kube, instance)
     reconciler = Reconciler(
         kube,
         state,
@@ -48,6 +50,7 @@ def main() -> None:
         trigger,
         heartbeat,
         leader,
+        ProfileKeeper(kube, settings.namespace, instance),
         Terms.of(settings),
         synced=lambda: all(reflector.synced for reflector in reflectors),
         replan_seconds=settings.replan_seconds,

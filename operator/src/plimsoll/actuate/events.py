@@ -17,9 +17,10 @@ MAX_NOTE = 1024
 
 
 def event(
-    owner: Owner, reason: str, note: str, now: datetime, instance: str, *, warning: bool
+    owner: Owner, reason: str, note: str, now: datetime, instance: str, *, warning: bool, kind: str = KIND
 ) -> dict[str, Any]:
-    """An event about an LLMDeployment. `reason` is CamelCase and becomes the action too."""
+    """An event about an LLMDeployment, or another kind of ours. `reason` is CamelCase and becomes the action
+    too."""
     moment = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     # The name follows from what is told and when, so that a repeated create is refused and not a second
     # event.
@@ -36,7 +37,7 @@ def event(
         "type": "Warning" if warning else "Normal",
         "regarding": {
             "apiVersion": API_VERSION,
-            "kind": KIND,
+            "kind": kind,
             "namespace": owner.namespace,
             "name": owner.name,
             "uid": owner.uid,

@@ -13,6 +13,7 @@ from plimsoll.cluster.own_pods import OwnPod
 from plimsoll.cluster.standing import Standing
 from plimsoll.inventory.capacity import free_by_node, held_on
 from plimsoll.inventory.views import NodeView, PodView
+from plimsoll.planning.profiles import StoredProfile
 from plimsoll.planning.snapshot import DeploymentRequest, Snapshot
 from plimsoll_worker.launch import CAPABILITIES
 
@@ -25,9 +26,11 @@ class Room:
     pods: tuple[PodView, ...]
     priorities: Mapping[str, int]
     """Of PriorityClasses by name; the empty name is the cluster's default."""
+    profiles: tuple[StoredProfile, ...] = ()
+    """What was measured, as far as it is believed."""
 
     def snapshot(self, requests: Iterable[DeploymentRequest]) -> Snapshot:
-        return Snapshot(self.nodes, self.pods, tuple(requests), CAPABILITIES)
+        return Snapshot(self.nodes, self.pods, tuple(requests), CAPABILITIES, profiles=self.profiles)
 
     def without(self, pods: Iterable[OwnPod]) -> Room:
         gone = {pod.uid for pod in pods}
@@ -114,6 +117,7 @@ class Case:
             spec=spec,
             facts=revision.facts,
             revision=revision.name,
+            worker_image=revision.worker_image,
             replicas=replicas,
             pinned=current is not None and (only_by_spec or revision.name != self.update),
             volume=self.observed.volume,

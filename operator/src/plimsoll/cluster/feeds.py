@@ -10,7 +10,8 @@ from plimsoll.cluster.state import ClusterState
 
 def feeds(kube: api.Kube, state: ClusterState) -> list[Reflector]:
     """A reflector for each kind that planning or the lifecycle reads. LLMDeployments come through kopf.
-    DRA is followed where the API server serves it."""
+    DRA, and MemoryProfiles, which an older chart of CRDs lacks, are followed where the API server serves
+    them."""
     return [
         Reflector("nodes", KubeSource(kube, api.NODES), state.nodes),
         Reflector("pods", KubeSource(kube, api.PODS), state.pods),
@@ -19,6 +20,7 @@ def feeds(kube: api.Kube, state: ClusterState) -> list[Reflector]:
         Reflector("slices", OptionalSource(kube, api.RESOURCE_SLICES), state.slices),
         Reflector("device-claims", OptionalSource(kube, api.RESOURCE_CLAIMS), state.device_claims),
         Reflector("priorities", KubeSource(kube, api.PRIORITIES), state.priorities),
+        Reflector("profiles", OptionalSource(kube, api.PROFILES), state.profiles),
         Reflector("services", KubeSource(kube, api.SERVICES, OWN_SELECTOR), state.services),
         Reflector("revisions", KubeSource(kube, api.REVISIONS, OWN_SELECTOR), state.revisions),
     ]

@@ -32,7 +32,8 @@ from plimsoll import metrics
 FIELD_MANAGER = "plimsoll"
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
-LIST_CHUNK = 500
+LIST_CHUNK = 250
+"""Pods of 10 KiB take 20 MiB while a chunk is read."""
 
 
 class KubeError(Exception):
@@ -103,6 +104,7 @@ PRIORITIES = Kind("scheduling.k8s.io/v1", "priorityclasses")
 EVENTS = Kind("events.k8s.io/v1", "events")
 LEASES = Kind("coordination.k8s.io/v1", "leases")
 DEPLOYMENTS = Kind("plimsoll.dev/v1alpha1", "llmdeployments")
+PROFILES = Kind("plimsoll.dev/v1alpha1", "memoryprofiles")
 
 Object = dict[str, Any]
 
@@ -166,15 +168,25 @@ class Kube:
     def list(
         self, kind: Kind, *, namespace: str | None = None, selector: str = ""
     ) -> tuple[list[Object], str]:
-        """All objects of a kind and the resourceVersion to watch from; read in chunks."""
+        """All objects of a kind and the resourceVersion to watch from."""
         items: list[Object] = []
+        version = ""
+        for page, version in self.pages(kind, namespace=namespace, selector=selector):
+            items += page
+        return items, version
+
+    def pages(
+        self, kind: Kind, *, namespace: str | None = None, selector: str = ""
+    ) -> Iterator[tuple[list[Object], str]]:
+        """The same in chunks, so that a caller who keeps less than the objects never holds them all. The
+        resourceVersion is that of all chunks."""
         query = {"limit": str(LIST_CHUNK)} | ({"labelSelector": selector} if selector else {})
         while True:
             page = self._json("GET", kind.path(namespace), query)
-            items += page.get("items") or []
-            more = (page.get("metadata") or {}).get("continue")
+            yield page.get("items") or [], page["metadata"]["resourceVersion"]
+            more = page["metadata"].get("continue")
             if not more:
-                return items, page["metadata"]["resourceVersion"]
+                return
             query["continue"] = more
 
     def watch(

@@ -28,6 +28,7 @@ from plimsoll.cluster.leader import Leader
 from plimsoll.cluster.lifecycle import next_actions
 from plimsoll.cluster.observation import Observer, Terms
 from plimsoll.cluster.observed import Memory, Observed, Outcome
+from plimsoll.cluster.profiles import ProfileKeeper
 from plimsoll.cluster.reports import Reports
 from plimsoll.cluster.reservations import Ledger
 from plimsoll.cluster.state import ClusterState, ClusterView
@@ -55,6 +56,7 @@ class Reconciler:
         trigger: Trigger,
         heartbeat: Heartbeat,
         leader: Leader,
+        profiles: ProfileKeeper,
         terms: Terms,
         *,
         synced: Callable[[], bool],
@@ -64,7 +66,7 @@ class Reconciler:
     ) -> None:
         self._kube, self._state, self._ledger = kube, state, ledger
         self._reports, self._trigger, self._heartbeat, self._terms = reports, trigger, heartbeat, terms
-        self._leader, self._term = leader, 0
+        self._leader, self._term, self._profiles = leader, 0, profiles
         self._synced, self._replan_seconds = synced, replan_seconds
         self._clock, self._monotonic = clock, monotonic
         self._memories: dict[str, Memory] = {}
@@ -118,11 +120,14 @@ class Reconciler:
         view = self._state.snapshot()
         self._ledger.settle(view.pods, started)
         observed = self._observe(view)
-        steps = [(one, self._step(one)) for one in observed]
+        settled = [(one, self._settled_outcome(one)) for one in observed]
+        steps = [(one, outcome or _step(one)) for one, outcome in settled]
         self._settled = {one.resource.uid: (one, outcome) for one, outcome in steps if not outcome.actions}
         results = self._writing.carry_out(steps, view, started)
         self._memories = {uid: result.memory for uid, result in results.items()}
         self._reports.ask(unread(pod for one in observed for pod in one.worker_pods))
+        stirred = [one for one, outcome in settled if outcome is None]
+        self._profiles.write(stirred, view.profiles, view.nodes, self._clock())
         return self._next_in([outcome for _, outcome in steps], started)
 
     def _observe(self, view: ClusterView) -> list[Observed]:
@@ -133,20 +138,22 @@ class Reconciler:
             observer.observe(resource, self._memories.get(resource.uid, Memory()))
             for _, resource in sorted(view.resources.items())
         ]
+        facts = {revision.facts.revision: revision.facts for revision in view.revisions.values()}
+        profiles = self._profiles.believed(view.profiles, facts, now)
         with metrics.PLAN_SECONDS.time():
-            decisions = decide(observed, Room(view.nodes, observer.pods, view.priorities))
+            decisions = decide(observed, Room(view.nodes, observer.pods, view.priorities, profiles))
         _count(decisions)
         return [replace(one, course=decisions.get(one.resource.uid)) for one in observed]
 
-    def _step(self, one: Observed) -> Outcome:
-        """What to do about one resource. That nothing was to be done stays so while nothing about it changes
-        and no deadline of its own passes; with every list, everything is looked at afresh."""
+    def _settled_outcome(self, one: Observed) -> Outcome | None:
+        """That nothing was to be done about a resource stays so while nothing about it changes and no
+        deadline of its own passes; with every list, everything is looked at afresh."""
         if settled := self._settled.get(one.resource.uid):
             before, outcome = settled
             waits = outcome.wake_at is None or one.now < outcome.wake_at
             if waits and replace(before, now=one.now) == one:
                 return outcome
-        return _step(one)
+        return None
 
     def _next_in(self, outcomes: Sequence[Outcome], started: float) -> float:
         """Seconds to the nearest deadline."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -18,6 +18,7 @@ from plimsoll.actuate.ownership import MANAGED_BY, OPERATOR
 from plimsoll.actuate.revisions import Revision
 from plimsoll.cluster.own_pods import OwnPod, own_pod
 from plimsoll.cluster.resource import Resource, is_newer
+from plimsoll.cluster.stored_profile import Profile
 from plimsoll.inventory.capacity import held_on
 from plimsoll.inventory.device_pools import DevicePools
 from plimsoll.inventory.dra import ClaimView, SliceView, claim_view, slice_view
@@ -61,7 +62,7 @@ class View(Generic[T]):
         self._convert, self._lock, self._on_change = convert, lock, on_change
         self._entries: dict[Key, T] = {}
 
-    def replace(self, objects: Sequence[Object]) -> None:
+    def replace(self, objects: Iterable[Object]) -> None:
         fresh = {key_of(obj): view for obj in objects if (view := self._convert(obj)) is not None}
         with self._lock:
             changed, self._entries = fresh != self._entries, fresh
@@ -113,7 +114,7 @@ class Resources(View[Resource]):
                 del self._entries[known.key]
         self._on_change()
 
-    def replace(self, objects: Sequence[Object]) -> None:
+    def replace(self, objects: Iterable[Object]) -> None:
         # An event that is newer than the list may have arrived while the list was on its way.
         with self._lock:
             known = dict(self._entries)
@@ -163,6 +164,7 @@ class ClusterView:
     """ResourceSlices of GPU drivers; their devices are in `nodes` and `pods`."""
     priorities: Mapping[str, int]
     """PriorityClasses by name; the empty name stands for the cluster's default."""
+    profiles: Mapping[Key, Profile]
     resources: Mapping[Key, Resource]
 
     @cached_property
@@ -193,6 +195,7 @@ class ClusterState:
         self.services: View[Object] = View(_service, lock, on_change)
         self.revisions: View[Revision] = View(Revision.parse, lock, on_change)
         self.priorities: View[PriorityClass] = View(_priority, lock, on_change)
+        self.profiles: View[Profile] = View(Profile.parse, lock, on_change)
         self.resources = Resources(Resource.parse, lock, on_change)
 
     def snapshot(self) -> ClusterView:
@@ -208,6 +211,7 @@ class ClusterState:
                 services=self.services.entries(),
                 revisions=self.revisions.entries(),
                 priorities=_by_name(list(self.priorities.entries().values())),
+                profiles=self.profiles.entries(),
                 resources=self.resources.entries(),
             )
 
