@@ -17,6 +17,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
 
+# Triton decides when it is first imported, by whomever, whether its kernels are compiled or interpreted.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import psutil
 import pytest
 import yaml

@@ -1,7 +1,7 @@
 """Attention of one new token a sequence over the paged cache: split-KV ("flash decoding", Dao et al. 2023).
 
-A program takes one sequence, one key head with all query heads that share it, and one part of the context; a
-second kernel weighs the parts together. Few sequences with long contexts would otherwise leave most of the
+A program takes one sequence, one key head with all query heads that share it, and one part of the context;
+a second kernel weighs the parts together. Few sequences with long contexts would otherwise leave most of the
 card idle. The norms, the rotation and the cache write of the new token happen in the same kernel when the
 step's qkv is given: the new key and value never come back from memory.
 
@@ -22,11 +22,15 @@ from plimsoll_worker.kernels.launching import await_inputs, card, release_next
 from plimsoll_worker.kernels.rope import stored, turned_heads
 
 LOG2E = math.log2(math.e)
+# Best of those tried on an H100, 2026-11-23 (tests/gpu/kernels_on_gpu.py): 1 and 8 sequences, 32 and 128 of
+# 544 tokens, 16 of 4096, 1 of 8192; 32 query heads of 128, 8 key heads.
 MAX_SPLITS = 32
 WAVES = 2
-"""Programs a multiprocessor should find, when splitting can provide them."""
+"""Programs a multiprocessor finds when splitting can provide them."""
 BLOCK_N = 64
 """Keys of a tile."""
+MANY_PROGRAMS = 4
+"""Programs a multiprocessor from which half a tile is better, but for pages that hold whole ones."""
 WARPS, STAGES = 4, 3
 
 
@@ -40,7 +44,7 @@ def softcapped(score, SOFTCAP: tl.constexpr, LOG2: tl.constexpr):
 
 @triton.jit
 def cache_slots(table, position, start, PAGE: tl.constexpr, BLOCK_N: tl.constexpr, valid):
-    """Cache slots (BLOCK_N) int64 of positions start, start + 1, …; one look-up where a page holds the tile."""
+    """Cache slots (BLOCK_N) int64 of positions start, start + 1, …: one look-up where a page holds a tile."""
     if PAGE % BLOCK_N == 0:
         return tl.load(table + start // PAGE).to(tl.int64) * PAGE + position % PAGE
     return tl.load(table + position // PAGE, mask=valid, other=0).to(tl.int64) * PAGE + position % PAGE
@@ -48,8 +52,8 @@ def cache_slots(table, position, start, PAGE: tl.constexpr, BLOCK_N: tl.constexp
 
 @triton.jit
 def _parts(context, ROPE: tl.constexpr, WINDOW: tl.constexpr, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """(first visible position, end of what is read from the cache, where parts start, length of a part, number
-    of parts)."""
+    """(first visible position, end of what is read from the cache, where parts start, length of a part,
+    number of parts)."""
     first = tl.maximum(context - WINDOW, 0) if WINDOW > 0 else context * 0
     end = tl.maximum(context - 1, 0) if ROPE else context
     base = first // BLOCK_N * BLOCK_N
@@ -213,8 +217,9 @@ def _weigh_parts(
 
 
 def splits_for(sequences: int, kv_heads: int, longest: int, multiprocessors: int) -> int:
-    """Parts that give every multiprocessor WAVES programs, never more than tiles in the longest context."""
-    wanted = triton.cdiv(WAVES * multiprocessors, sequences * kv_heads)
+    """Parts that give every multiprocessor up to WAVES programs, never more than tiles in the longest
+    context."""
+    wanted = WAVES * multiprocessors // (sequences * kv_heads)
     return max(1, min(wanted, MAX_SPLITS, triton.cdiv(longest, BLOCK_N)))
 
 
@@ -242,9 +247,10 @@ def decode_attention(
     device = card(source.device)
     longest = batch.max_context_len if window is None else min(batch.max_context_len, window + BLOCK_N)
     splits = splits_for(sequences, kv_heads, longest, device.multiprocessors)
+    many = sequences * kv_heads >= MANY_PROGRAMS * device.multiprocessors and batch.block_size < BLOCK_N
     out = torch.empty((sequences, heads, head_dim), dtype=source.dtype, device=source.device)
     if splits == 1:
-        parts_out, parts_log = out, out
+        parts_out = parts_log = out
     else:
         parts_out = torch.empty(sequences, heads, splits, head_dim, dtype=torch.float32, device=source.device)
         parts_log = torch.empty(sequences, heads, splits, dtype=torch.float32, device=source.device)
@@ -252,11 +258,12 @@ def decode_attention(
         "HEADS": heads,
         "HEAD_DIM": head_dim,
         "BLOCK_D": triton.next_power_of_2(head_dim),
-        "BLOCK_N": BLOCK_N,
+        "BLOCK_N": BLOCK_N // 2 if many else BLOCK_N,
         "WINDOW": window or 0,
         "SPLITS": splits,
         "ROPE": cos_sin is not None,
         "PDL": device.dependent_launch,
+        "num_warps": WARPS,
     }
     _decode[(sequences, kv_heads, splits)](
         source,
@@ -283,7 +290,6 @@ def decode_attention(
         Q_NORM=q_norm is not None,
         K_NORM=k_norm is not None,
         LOG2=LOG2E,
-        num_warps=WARPS,
         num_stages=STAGES,
         **shape,
         **device.options,
@@ -295,7 +301,6 @@ def decode_attention(
             batch.context_lens,
             out,
             BLOCK_S=triton.next_power_of_2(splits),
-            num_warps=4,
             **shape,
             **device.options,
         )

@@ -58,25 +58,3 @@ def release_next(PDL: tl.constexpr):
     """Let the next kernel start once all programs of this one have come here."""
     if PDL:
         gdc_launch_dependents()
-
-
-@triton.jit
-def prefetch(region, BYTES: tl.constexpr, PDL: tl.constexpr):
-    """Ask for BYTES (a multiple of 16) from `region`, 16-byte aligned, to be brought into the L2 cache. One
-    thread asks: the instruction takes the whole region at once."""
-    if PDL:
-        tl.inline_asm_elementwise(
-            f"""{{
-            .reg .pred %first;
-            .reg .u32 %thread;
-            mov.u32 %thread, %tid.x;
-            setp.eq.u32 %first, %thread, 0;
-            @%first cp.async.bulk.prefetch.L2.global [$1], {BYTES};
-            mov.u32 $0, 0;
-            }}""",
-            "=r,l",
-            [region],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )

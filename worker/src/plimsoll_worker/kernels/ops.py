@@ -124,6 +124,16 @@ def linear_add(
     return residual + scale * linear(x, weight, bias)
 
 
+def rope_angles(positions: Tensor, inverse: Tensor, *, scale: float = 1.0) -> Tensor:
+    """Cosines and sines of positions (tokens) int64 times inverse frequencies (rotary_dim / 2) FP32, times
+    `scale` → (tokens, 2, rotary_dim / 2) FP32: once a step, for all layers."""
+    if positions.is_cuda:
+        from plimsoll_worker.kernels import rope
+
+        return rope.rope_angles(positions, inverse, scale=scale)
+    return reference.rope_angles(positions, inverse, scale=scale)
+
+
 def rope_store(
     qkv: Tensor,
     batch: AttentionBatch,

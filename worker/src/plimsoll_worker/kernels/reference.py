@@ -47,6 +47,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return functional.linear(x, weight, bias)
 
 
+def rope_angles(positions: Tensor, inverse: Tensor, *, scale: float = 1.0) -> Tensor:
+    turn = positions.to(inverse.dtype)[:, None] * inverse
+    return torch.stack((turn.cos(), turn.sin()), dim=1) * scale
+
+
 def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
     """The first rotary_dim elements of every head of x (tokens, heads, head_dim), halves against each other
     (NeoX order), by cos_sin (tokens, 2, rotary_dim / 2)."""

@@ -17,6 +17,36 @@ HEADS_A_PROGRAM = 8
 
 
 @triton.jit
+def _rope_angles(positions, inverse, out, scale, HALF: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    pair = tl.arange(0, BLOCK)
+    inside = pair < HALF
+    await_inputs(PDL)
+    release_next(PDL)
+    turn = tl.load(positions + token).to(tl.float32) * tl.load(inverse + pair, mask=inside, other=0.0)
+    tl.store(out + token * 2 * HALF + pair, tl.cos(turn) * scale, mask=inside)
+    tl.store(out + token * 2 * HALF + HALF + pair, tl.sin(turn) * scale, mask=inside)
+
+
+def rope_angles(positions: Tensor, inverse: Tensor, *, scale: float = 1.0) -> Tensor:
+    tokens, half = positions.shape[0], inverse.shape[0]
+    out = torch.empty((tokens, 2, half), dtype=torch.float32, device=positions.device)
+    device = card(positions.device)
+    _rope_angles[(tokens,)](
+        positions,
+        inverse,
+        out,
+        scale,
+        HALF=half,
+        BLOCK=triton.next_power_of_2(half),
+        PDL=device.dependent_launch,
+        num_warps=1,
+        **device.options,
+    )
+    return out
+
+
+@triton.jit
 def turned_heads(
     row,
     head,

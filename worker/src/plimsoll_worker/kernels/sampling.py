@@ -1,7 +1,7 @@
 """A token for each row of logits, and the penalties before it.
 
-Noise comes from a counter (Philox of seed, position, token), not from a generator's state: a request draws the
-same tokens whatever shares its batch, and nothing has to be carried from step to step.
+Noise comes from a counter (Philox of seed, position, token), not from a generator's state: a request draws
+the same tokens whatever shares its batch, and nothing has to be carried from step to step.
 """
 
 from __future__ import annotations
