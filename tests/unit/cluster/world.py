@@ -228,6 +228,10 @@ class World:
     def terminate(self, pod: dict[str, Any]) -> None:
         pod["metadata"]["deletionTimestamp"] = stamp(self.now)
 
+    def stamp(self) -> str:
+        """Now, as Kubernetes writes it."""
+        return stamp(self.now)
+
     def pass_time(self, **amount: int) -> None:
         self.now += timedelta(**amount)
 
