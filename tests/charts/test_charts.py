@@ -182,7 +182,7 @@ def test_the_operator_has_the_least_rights(render: Render) -> None:
         assert allowed["", resource] == read_only
     assert allowed["plimsoll.dev", "llmdeployments"] == read_only
     assert allowed["plimsoll.dev", "llmdeployments/finalizers"] == {"update"}
-    assert allowed["", "pods"] == read_only | {"create", "delete"}
+    assert allowed["", "pods"] == read_only | {"create", "patch", "delete"}
 
 
 def test_readers_read_and_writers_write(render: Render) -> None:

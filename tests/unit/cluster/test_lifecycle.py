@@ -24,8 +24,9 @@ def test_the_whole_path_in_its_order() -> None:
         "WriteStatus",
         "DeletePod",
         "CreatePod",
-        "ApplyService",
-        "ApplyService",
+        "ApplyObject",
+        "ApplyObject",
+        "ApplyObject",
         "WriteStatus",
         "WriteStatus",
     ]
@@ -203,7 +204,7 @@ def test_a_service_deleted_or_edited_by_hand_comes_back() -> None:
     world.serve("small")
     del world.services["small"]
     world.services["small-workers"]["spec"]["publishNotReadyAddresses"] = False
-    assert kinds(world.outcome("small").actions) == ["WriteStatus", "ApplyService", "ApplyService"]
+    assert kinds(world.outcome("small").actions) == ["WriteStatus", "ApplyObject", "ApplyObject"]
     world.step()
     assert world.condition("small", "Ready")["reason"] == "Exposing", "nobody reaches it now"
     world.settle()

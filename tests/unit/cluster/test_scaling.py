@@ -9,6 +9,7 @@ import pytest
 from tests.unit.cluster.world import World, gpu_node
 
 from plimsoll.api.v1alpha1 import PlanPlacement
+from plimsoll.cluster import case
 from plimsoll.cluster.standing import Standing, most_worth
 
 
@@ -116,3 +117,23 @@ def test_a_scale_up_during_a_roll_out_never_serves_less_than_before() -> None:
         assert world.status("small")["readyReplicas"] >= 2
     assert world.status("small")["readyReplicas"] == 4
     assert world.condition("small", "Ready")["status"] == "True"
+
+
+@pytest.mark.parametrize(("replicas", "stay"), [(1, 0), (3, 2)])
+def test_a_drain_may_take_one_replica_at_a_time(replicas: int, stay: int) -> None:
+    world = served(gpu_node("g1", 4), replicas=replicas)
+    budget = world.budgets["small"]["spec"]
+    assert budget["minAvailable"] == stay
+    labels = world.worker_pods()[0]["metadata"]["labels"]
+    assert budget["selector"]["matchLabels"].items() <= labels.items()
+    world.edit("small", replicas=4)
+    world.settle()
+    assert world.budgets["small"]["spec"]["minAvailable"] == 3
+
+
+def test_a_drain_may_take_all_stages_of_one_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = case.CAPABILITIES.model_copy(update={"max_pipeline_parallel": 2, "multi_node": True})
+    monkeypatch.setattr(case, "CAPABILITIES", wide)
+    world = served(gpu_node("g1", 4), replicas=2, parallelism={"pipeline": 2})
+    assert world.budgets["small"]["spec"]["minAvailable"] == 2
+    assert len(world.worker_pods()) == 4

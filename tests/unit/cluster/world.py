@@ -18,7 +18,7 @@ from plimsoll.cluster.lifecycle import next_actions
 from plimsoll.cluster.observation import Observer, Terms
 from plimsoll.cluster.observed import (
     Action,
-    ApplyService,
+    ApplyObject,
     CreatePod,
     DeletePod,
     DeleteRevision,
@@ -127,6 +127,7 @@ class World:
         self.resources: dict[str, dict[str, Any]] = {}
         self.pods: dict[str, dict[str, Any]] = {}
         self.services: dict[str, dict[str, Any]] = {}
+        self.budgets: dict[str, dict[str, Any]] = {}
         self.revisions: dict[str, dict[str, Any]] = {}
         self.claims: dict[str, dict[str, Any]] = {}
         self.volumes: dict[str, dict[str, Any]] = {}
@@ -248,6 +249,7 @@ class World:
             (state.claims, self.claims),
             (state.volumes, self.volumes),
             (state.services, self.services),
+            (state.budgets, self.budgets),
             (state.revisions, self.revisions),
             (state.resources, self.resources),
         ):
@@ -357,8 +359,9 @@ class World:
             case OpenGate(pod_name, uid):
                 if self.pods.get(pod_name, {}).get("metadata", {}).get("uid") == uid:
                     self.pods[pod_name]["spec"].pop("schedulingGates", None)
-            case ApplyService(body):
-                self.services[body["metadata"]["name"]] = copy.deepcopy(dict(body))
+            case ApplyObject(body):
+                kept = self.services if body["kind"] == "Service" else self.budgets
+                kept[body["metadata"]["name"]] = copy.deepcopy(dict(body))
             case EmitEvent():
                 self.events.append(action)
 

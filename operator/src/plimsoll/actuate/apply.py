@@ -20,7 +20,7 @@ from plimsoll.api.v1alpha1 import API_VERSION, KIND
 from plimsoll.cluster import kube as api
 from plimsoll.cluster.observed import (
     Action,
-    ApplyService,
+    ApplyObject,
     CreatePod,
     DeletePod,
     DeleteRevision,
@@ -91,7 +91,7 @@ class Executor:
             try:
                 self._do(action, resource, observed.now, view)
             except api.NotFound as error:
-                if isinstance(action, (WriteStatus, CreatePod, ApplyService, WriteRevision)):
+                if isinstance(action, (WriteStatus, CreatePod, ApplyObject, WriteRevision)):
                     log.info("gone: %s", error.message, extra=extra)
                     self._state.resources.drop(resource)
                     return Result(Ending.GONE, memory)
@@ -127,9 +127,12 @@ class Executor:
             case OpenGate(name, uid):
                 opened = {"metadata": {"uid": uid}, "spec": {"schedulingGates": None}}
                 self._kube.merge(api.PODS, namespace, name, opened)
-            case ApplyService(body):
-                answer = self._kube.apply(api.SERVICES, namespace, body["metadata"]["name"], body)
-                self._state.services.learn(answer)
+            case ApplyObject(body):
+                kind, feed = {
+                    "Service": (api.SERVICES, self._state.services),
+                    "PodDisruptionBudget": (api.BUDGETS, self._state.budgets),
+                }[body["kind"]]
+                feed.learn(self._kube.apply(kind, namespace, body["metadata"]["name"], body))
             case DeleteRevision(name):
                 if view.slices:
                     # First the templates: while the revision is there, this is done again.
@@ -259,8 +262,8 @@ def _tell(action: Action, extra: dict[str, str]) -> None:
             log.info("pod %s deleted: %s", name, why, extra=extra)
         case OpenGate(name):
             log.info("pod %s may be scheduled: its replica is complete", name, extra=extra)
-        case ApplyService(body, why):
-            log.info("service %s applied: %s", body["metadata"]["name"], why, extra=extra)
+        case ApplyObject(body, why):
+            log.info("%s %s applied: %s", body["kind"], body["metadata"]["name"], why, extra=extra)
         case DeleteRevision(name):
             log.info("revision %s deleted: nothing uses it", name, extra=extra)
         case EmitEvent(reason, message):

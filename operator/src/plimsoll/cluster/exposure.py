@@ -1,26 +1,42 @@
-"""What clients reach a deployment by, compared with what is there."""
+"""What stands around the pods of a deployment, compared with what is there: the Services that clients reach
+it by, and the budget that drains keep to."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from plimsoll.actuate import services
 from plimsoll.actuate.diff import compare
+from plimsoll.actuate.disruption import pod_disruption_budget
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec
-from plimsoll.cluster.observed import Object, Observed
+from plimsoll.cluster.observed import ApplyObject, Object, Observed
+from plimsoll.cluster.targets import Target
 
 
-def exposure(observed: Observed, spec: LLMDeploymentSpec) -> list[tuple[Object, str]]:
-    """The Services that are missing or say something else, and where they differ."""
-    owner = observed.resource.owner
-    found: list[tuple[Object, str]] = []
-    for body in (services.service(owner, spec), services.headless_service(owner)):
-        there = observed.services.get(body["metadata"]["name"])
+def exposure(observed: Observed, spec: LLMDeploymentSpec, target: Target) -> list[ApplyObject]:
+    """What is missing or says something else, and where it differs."""
+    budget = pod_disruption_budget(
+        observed.resource.owner,
+        spec.replicas,
+        min((plan.pipeline_parallel for plan in target.plans), default=1),
+    )
+    bodies = [(body, observed.services) for body in _services(observed, spec)]
+    if target.plans:
+        bodies.append((budget, observed.budgets))
+    found: list[ApplyObject] = []
+    for body, known in bodies:
+        there = known.get(body["metadata"]["name"])
         difference = compare({"metadata": body["metadata"], "spec": body["spec"]}, there or {})
         if not difference.equal:
-            found.append((body, difference.first if there else "it is missing"))
+            found.append(ApplyObject(body, difference.first if there else "it is missing"))
     return found
 
 
-def missing_services(observed: Observed, spec: LLMDeploymentSpec) -> list[str]:
-    """Names of Services that are not there: without them nobody reaches a replica that is ready."""
-    bodies = [body for body, _ in exposure(observed, spec)]
-    return [name for body in bodies if (name := body["metadata"]["name"]) not in observed.services]
+def has_services(observed: Observed, spec: LLMDeploymentSpec) -> bool:
+    """Whether a replica that is ready is reached by anybody."""
+    return all(body["metadata"]["name"] in observed.services for body in _services(observed, spec))
+
+
+def _services(observed: Observed, spec: LLMDeploymentSpec) -> Iterable[Object]:
+    owner = observed.resource.owner
+    return services.service(owner, spec), services.headless_service(owner)

@@ -22,5 +22,6 @@ def feeds(kube: api.Kube, state: ClusterState) -> list[Reflector]:
         Reflector("priorities", KubeSource(kube, api.PRIORITIES), state.priorities),
         Reflector("profiles", OptionalSource(kube, api.PROFILES), state.profiles),
         Reflector("services", KubeSource(kube, api.SERVICES, OWN_SELECTOR), state.services),
+        Reflector("budgets", KubeSource(kube, api.BUDGETS, OWN_SELECTOR), state.budgets),
         Reflector("revisions", KubeSource(kube, api.REVISIONS, OWN_SELECTOR), state.revisions),
     ]

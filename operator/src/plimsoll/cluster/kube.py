@@ -34,6 +34,8 @@ CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
 LIST_CHUNK = 250
 """Pods of 10 KiB take 20 MiB while a chunk is read."""
+CONTENT_TYPES = {"apply": "application/apply-patch+yaml", "merge": "application/merge-patch+json"}
+"""Of writes; all others are JSON."""
 
 
 class KubeError(Exception):
@@ -96,6 +98,7 @@ PODS = Kind("v1", "pods")
 CLAIMS = Kind("v1", "persistentvolumeclaims")
 VOLUMES = Kind("v1", "persistentvolumes")
 SERVICES = Kind("v1", "services")
+BUDGETS = Kind("policy/v1", "poddisruptionbudgets")
 RESOURCE_SLICES = Kind("resource.k8s.io/v1", "resourceslices")
 RESOURCE_CLAIMS = Kind("resource.k8s.io/v1", "resourceclaims")
 CLAIM_TEMPLATES = Kind("resource.k8s.io/v1", "resourceclaimtemplates")
@@ -234,10 +237,7 @@ class Kube:
 
     def merge(self, kind: Kind, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
         """JSON merge patch; `body.metadata.uid` is the precondition."""
-        metrics.API_WRITES.labels(kind.plural, "merge").inc()
-        path = kind.path(namespace, name)
-        content_type = "application/merge-patch+json"
-        return self._json("PATCH", path, {"fieldManager": FIELD_MANAGER}, body, content_type=content_type)
+        return self._write("merge", kind, "PATCH", kind.path(namespace, name), body)
 
     def apply(self, kind: Kind, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
         """Server-side apply with this program's field manager."""
@@ -264,7 +264,7 @@ class Kube:
             raise NotLeading(f"{verb} {path}: this copy does not lead")
         metrics.API_WRITES.labels(kind.plural, verb).inc()
         manager = {} if method == "DELETE" else {"fieldManager": FIELD_MANAGER}
-        content = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
+        content = CONTENT_TYPES.get(verb, "application/json")
         return self._json(method, path, {**manager, **(query or {})}, body, content)
 
     def delete_all(self, kind: Kind, namespace: str, selector: str) -> None:

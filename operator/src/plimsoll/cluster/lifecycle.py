@@ -17,7 +17,6 @@ from plimsoll.cluster.exposure import exposure
 from plimsoll.cluster.inspection import Inspection, inspect_model
 from plimsoll.cluster.observed import (
     Action,
-    ApplyService,
     DeleteRevision,
     Memory,
     Observed,
@@ -61,7 +60,7 @@ def next_actions(observed: Observed) -> Outcome:
     actions += replicas.creates
     actions += replicas.opens
     if revision and resource.spec.plan.mode is PlanMode.APPLY:
-        actions += _services(observed, resource.spec)
+        actions += exposure(observed, resource.spec, target)
     actions += _stale_revisions(observed, revision, target)
     actions += events(resource.status, status, replicas.creates)
     return Outcome(
@@ -82,10 +81,6 @@ def _runs(spec: LLMDeploymentSpec) -> bool:
 
 def _write(observed: Observed, status: LLMDeploymentStatus) -> list[Action]:
     return [] if status.to_dict() == dict(observed.resource.raw_status) else [WriteStatus(status)]
-
-
-def _services(observed: Observed, spec: LLMDeploymentSpec) -> list[Action]:
-    return [ApplyService(body, why) for body, why in exposure(observed, spec)]
 
 
 def _stale_revisions(observed: Observed, revision: Revision | None, target: Target) -> list[Action]:

@@ -56,6 +56,14 @@ def _shared(names: frozenset[str]) -> frozenset[str]:
     return names
 
 
+def _by_deployment(objects: Mapping[Key, Object]) -> Mapping[Key, dict[str, Object]]:
+    """Objects by name, for each resource that they are labelled with."""
+    found: dict[Key, dict[str, Object]] = defaultdict(dict)
+    for (namespace, name), body in objects.items():
+        found[namespace, body["metadata"].get("labels", {}).get(DEPLOYMENT, "")][name] = body
+    return found
+
+
 class Observer:
     """Indexes a snapshot once and answers for each of its resources."""
 
@@ -80,10 +88,7 @@ class Observer:
         for (namespace, _), revision in sorted(view.revisions.items()):
             self._revisions[revision.owner.uid].append(revision)
             self._facts[namespace, revision.model_key] = revision.facts
-        self._services: dict[Key, dict[str, Object]] = defaultdict(dict)
-        for (namespace, name), service in view.services.items():
-            deployment = service["metadata"].get("labels", {}).get(DEPLOYMENT, "")
-            self._services[namespace, deployment][name] = service
+        self._services, self._budgets = _by_deployment(view.services), _by_deployment(view.budgets)
         self._ready_nodes = _shared(frozenset(node.name for node in view.nodes if node.ready))
         self.pods = (
             *(entry.view for entry in view.pods.values() if entry.view),
@@ -108,6 +113,7 @@ class Observer:
             inspect_pods=tuple(pod for pod in pods if pod.component == INSPECT),
             worker_pods=tuple(pod for pod in pods if pod.component == WORKER),
             services=self._services.get(resource.key, {}),
+            budgets=self._budgets.get(resource.key, {}),
             reports={pod.uid: self._reports[pod.uid] for pod in pods if pod.uid in self._reports},
             promised=frozenset(self._promised_names.get(resource.uid, ())),
             ready_nodes=self._ready_nodes,

@@ -103,6 +103,8 @@ class Observed:
     inspect_pods: tuple[OwnPod, ...]
     worker_pods: tuple[OwnPod, ...]
     services: Mapping[str, Object]
+    budgets: Mapping[str, Object]
+    """PodDisruptionBudgets."""
     reports: Mapping[str, ReportAnswer]
     """By pod uid; only of pods that were asked."""
     promised: frozenset[str]
@@ -186,7 +188,7 @@ class OpenGate:
 
 
 @dataclass(frozen=True, slots=True)
-class ApplyService:
+class ApplyObject:
     body: Object
     why: str
 
@@ -201,7 +203,7 @@ class EmitEvent:
 
 
 Action = (
-    WriteRevision | DeleteRevision | WriteStatus | CreatePod | DeletePod | OpenGate | ApplyService | EmitEvent
+    WriteRevision | DeleteRevision | WriteStatus | CreatePod | DeletePod | OpenGate | ApplyObject | EmitEvent
 )
 
 

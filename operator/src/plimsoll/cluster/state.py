@@ -159,6 +159,8 @@ class ClusterView:
     claims: Mapping[Key, Object]
     volumes: Mapping[Key, Object]
     services: Mapping[Key, Object]
+    budgets: Mapping[Key, Object]
+    """PodDisruptionBudgets."""
     revisions: Mapping[Key, Revision]
     slices: Mapping[Key, SliceView]
     """ResourceSlices of GPU drivers; their devices are in `nodes` and `pods`."""
@@ -193,6 +195,7 @@ class ClusterState:
         self.device_claims: View[ClaimView] = View(claim_view, lock, on_change)
         self._pools: tuple[tuple[SliceView, ...], DevicePools] = ((), DevicePools(()))
         self.services: View[Object] = View(_service, lock, on_change)
+        self.budgets: View[Object] = View(_budget, lock, on_change)
         self.revisions: View[Revision] = View(Revision.parse, lock, on_change)
         self.priorities: View[PriorityClass] = View(_priority, lock, on_change)
         self.profiles: View[Profile] = View(Profile.parse, lock, on_change)
@@ -209,6 +212,7 @@ class ClusterState:
                 volumes=self.volumes.entries(),
                 slices=slices,
                 services=self.services.entries(),
+                budgets=self.budgets.entries(),
                 revisions=self.revisions.entries(),
                 priorities=_by_name(list(self.priorities.entries().values())),
                 profiles=self.profiles.entries(),
@@ -257,6 +261,10 @@ def _claim(obj: Object) -> Object:
 
 def _volume(obj: Object) -> Object:
     return _slim(obj, ("accessModes", "nodeAffinity", "claimRef"), ("phase",))
+
+
+def _budget(obj: Object) -> Object:
+    return _slim(obj, ("minAvailable", "selector"))
 
 
 def _service(obj: Object) -> Object:

@@ -18,7 +18,7 @@ from plimsoll.api.v1alpha1 import (
     RejectedOption,
 )
 from plimsoll.cluster.course import Manner
-from plimsoll.cluster.exposure import missing_services
+from plimsoll.cluster.exposure import has_services
 from plimsoll.cluster.inspection import Inspection, Resolution
 from plimsoll.cluster.observed import Observed
 from plimsoll.cluster.progress import last_progress, lateness
@@ -63,7 +63,7 @@ def compose_status(
         rollout=_rollout(observed),
         held=_held(observed, inspection),
         late=lateness(observed, inspection, progressed),
-        exposed=not (url and spec and missing_services(observed, spec)),
+        exposed=not url or spec is None or has_services(observed, spec),
         verified=verify(observed, target.plan),
         url=url,
     )

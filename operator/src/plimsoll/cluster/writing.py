@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from plimsoll.actuate.apply import Ending, Executor, Result
 from plimsoll.cluster.observed import (
     Action,
-    ApplyService,
+    ApplyObject,
     DeleteRevision,
     EmitEvent,
     Memory,
@@ -37,7 +37,7 @@ WRITERS, LATER_WRITERS = 16, 8
 STATUS_SECONDS = 2.0
 """A pod that starts passes several states in a second; a status that tells progress waits for the last."""
 LONGEST_PAUSE_SECONDS = 60.0
-LATER = (ApplyService, DeleteRevision)
+LATER = (ApplyObject, DeleteRevision)
 
 Step = tuple[Observed, Outcome]
 
