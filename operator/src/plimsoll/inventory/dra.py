@@ -10,11 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from plimsoll.inventory.objects import Object, part, parts
 from plimsoll.inventory.quantity import QuantityError, at_most
 
-Object = Mapping[str, Any]
 NVIDIA_DRIVER = "gpu.nvidia.com"
 KEEPS_AWAY = ("NoSchedule", "NoExecute")
 _PRODUCT = ("productName", "product", "model")
@@ -76,8 +75,8 @@ class ClaimView:
 
 def slice_view(obj: Object) -> SliceView | None:
     """The view of a ResourceSlice; None for drivers of other things than GPUs."""
-    meta, spec = _part(obj, "metadata"), _part(obj, "spec")
-    pool, driver = _part(spec, "pool"), str(spec.get("driver") or "")
+    meta, spec = part(obj, "metadata"), part(obj, "spec")
+    pool, driver = part(spec, "pool"), str(spec.get("driver") or "")
     if not _of_gpus(driver):
         return None
     name, node = str(pool.get("name") or ""), str(spec.get("nodeName") or "")
@@ -87,14 +86,14 @@ def slice_view(obj: Object) -> SliceView | None:
         pool=name,
         generation=_number(pool.get("generation")),
         slices=_number(pool.get("resourceSliceCount")),
-        devices=tuple(_device(entry, driver, name, node) for entry in _parts(spec, "devices")),
+        devices=tuple(_device(entry, driver, name, node) for entry in parts(spec, "devices")),
     )
 
 
 def claim_view(obj: Object) -> ClaimView | None:
     """The view of a ResourceClaim; None when it holds nothing. Access for administrators holds nothing."""
-    meta, status = _part(obj, "metadata"), _part(obj, "status")
-    results = _parts(_part(_part(status, "allocation"), "devices"), "results")
+    meta, status = part(obj, "metadata"), part(obj, "status")
+    results = parts(part(part(status, "allocation"), "devices"), "results")
     devices = tuple(
         (str(result.get("driver")), str(result.get("pool")), str(result.get("device")))
         for result in results
@@ -102,9 +101,9 @@ def claim_view(obj: Object) -> ClaimView | None:
     )
     if not devices:
         return None
-    owners = (ref for ref in _parts(meta, "ownerReferences") if ref.get("kind") == "Pod")
+    owners = (ref for ref in parts(meta, "ownerReferences") if ref.get("kind") == "Pod")
     owner = next((str(ref.get("uid") or "") for ref in owners), "")
-    reserved = {str(pod["uid"]) for pod in _parts(status, "reservedFor") if pod.get("uid")}
+    reserved = {str(pod["uid"]) for pod in parts(status, "reservedFor") if pod.get("uid")}
     return ClaimView(
         namespace=str(meta.get("namespace") or "default"),
         name=str(meta.get("name") or ""),
@@ -119,8 +118,8 @@ def _of_gpus(driver: str) -> bool:
 
 
 def _device(entry: Object, driver: str, pool: str, node: str) -> Device:
-    attributes = {_plain(str(key)): _value(value) for key, value in _part(entry, "attributes").items()}
-    capacity = {_plain(str(key)): value for key, value in _part(entry, "capacity").items()}
+    attributes = {_plain(str(key)): _value(value) for key, value in part(entry, "attributes").items()}
+    capacity = {_plain(str(key)): value for key, value in part(entry, "capacity").items()}
     return Device(
         id=(driver, pool, str(entry.get("name") or "")),
         node=node or str(entry.get("nodeName") or ""),
@@ -132,7 +131,7 @@ def _device(entry: Object, driver: str, pool: str, node: str) -> Device:
         uuid=attributes.get("uuid", ""),
         parent_uuid=attributes.get("parentUUID", ""),
         taint=next(_taints(entry), ""),
-        counters=frozenset(str(consumed.get("counterSet")) for consumed in _parts(entry, "consumesCounters")),
+        counters=frozenset(str(consumed.get("counterSet")) for consumed in parts(entry, "consumesCounters")),
         shared=bool(entry.get("allowMultipleAllocations")),
     )
 
@@ -161,20 +160,10 @@ def _version(text: str) -> tuple[int, int] | None:
 
 
 def _taints(entry: Object) -> Iterator[str]:
-    for taint in _parts(entry, "taints"):
+    for taint in parts(entry, "taints"):
         if taint.get("effect") in KEEPS_AWAY:
             yield f"{taint.get('key')}:{taint['effect']}"
 
 
 def _number(value: object) -> int:
     return value if isinstance(value, int) else 0
-
-
-def _part(obj: Object, name: str) -> Object:
-    found = obj.get(name)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _parts(obj: Object, name: str) -> list[Object]:
-    found = obj.get(name)
-    return [part for part in found if isinstance(part, Mapping)] if isinstance(found, list | tuple) else []

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 from plimsoll.inventory.capacity import CPU, EPHEMERAL, MEMORY, PODS, add, held_on, largest, total
 from plimsoll.inventory.labels import gpu_classes
+from plimsoll.inventory.objects import Object, part, parts
 from plimsoll.inventory.quantity import QuantityError, at_least, at_most, parse_quantity
 from plimsoll.inventory.selectors import matches_any, pinned_node
 from plimsoll.inventory.views import NodeView, PodView, Resources, Taint, VolumeView
 
-Object = Mapping[str, Any]
 H = TypeVar("H", bound=Hashable)
 
 DEVICES = "plimsoll.dev/devices"
@@ -34,23 +34,23 @@ behind."""
 
 def node_view(obj: Object) -> NodeView:
     """The view of a Node. Never raises on odd content."""
-    meta, spec, status = _part(obj, "metadata"), _part(obj, "spec"), _part(obj, "status")
+    meta, spec, status = part(obj, "metadata"), part(obj, "spec"), part(obj, "status")
     problems: list[str] = []
     view = NodeView(
         name=str(meta.get("name", "")),
-        labels={str(key): str(value) for key, value in _part(meta, "labels").items()},
+        labels={str(key): str(value) for key, value in part(meta, "labels").items()},
         taints=shared(
             tuple(
                 Taint(str(taint.get("key", "")), str(taint.get("value") or ""), str(taint.get("effect", "")))
-                for taint in _parts(spec, "taints")
+                for taint in parts(spec, "taints")
             )
         ),
         unschedulable=bool(spec.get("unschedulable")),
         ready=_is_ready(status) and not meta.get("deletionTimestamp"),
-        allocatable=_allocatable(_part(status, "allocatable"), problems),
+        allocatable=_allocatable(part(status, "allocatable"), problems),
         annotations={
             str(key): str(value)
-            for key, value in _part(meta, "annotations").items()
+            for key, value in part(meta, "annotations").items()
             if str(key).startswith(VENDOR_ANNOTATIONS)
         },
         problems=tuple(problems),
@@ -65,20 +65,10 @@ def shared(value: H) -> H:
     return value
 
 
-def _part(obj: Object, name: str) -> Object:
-    found = obj.get(name)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _parts(obj: Object, name: str) -> list[Object]:
-    found = obj.get(name)
-    return [part for part in found if isinstance(part, Mapping)] if isinstance(found, list | tuple) else []
-
-
 def _is_ready(status: Object) -> bool:
     return any(
         condition.get("type") == "Ready" and condition.get("status") == "True"
-        for condition in _parts(status, "conditions")
+        for condition in parts(status, "conditions")
     )
 
 
@@ -110,13 +100,13 @@ def _allocatable(given: Object, problems: list[str]) -> Resources:
 def pod_view(obj: Object) -> PodView | None:
     """The view of a Pod, None when it is finished and holds nothing. Raises QuantityError naming pod and
     container."""
-    meta, spec, status = _part(obj, "metadata"), _part(obj, "spec"), _part(obj, "status")
+    meta, spec, status = part(obj, "metadata"), part(obj, "spec"), part(obj, "status")
     phase = str(status.get("phase") or "Pending")
     if phase in FINISHED:
         return None
-    owners = _parts(meta, "ownerReferences")
+    owners = parts(meta, "ownerReferences")
     owner = next((owner for owner in owners if owner.get("controller")), owners[0] if owners else {})
-    volumes = _parts(spec, "volumes")
+    volumes = parts(spec, "volumes")
     namespace, name = str(meta.get("namespace") or "default"), str(meta.get("name", ""))
     try:
         requests = effective_requests(spec, status)
@@ -133,7 +123,7 @@ def pod_view(obj: Object) -> PodView | None:
         terminating=bool(meta.get("deletionTimestamp")),
         requests=add(requests, Resources(extended=devices)),
         devices=devices,
-        labels={str(key): str(value) for key, value in _part(meta, "labels").items()},
+        labels={str(key): str(value) for key, value in part(meta, "labels").items()},
         owner_uid=str(owner.get("uid", "")),
         claims=tuple(
             str(volume["persistentVolumeClaim"].get("claimName", ""))
@@ -145,7 +135,7 @@ def pod_view(obj: Object) -> PodView | None:
 
 def _devices(meta: Object, spec: Object) -> Mapping[str, int]:
     """What a pod of ours claims. What cannot be read is nothing: the claim itself tells soon."""
-    text = _part(meta, "annotations").get(DEVICES)
+    text = part(meta, "annotations").get(DEVICES)
     if not text or not spec.get("resourceClaims"):
         return {}
     try:
@@ -165,28 +155,28 @@ def effective_requests(spec: Object, status: Object) -> Resources:
     resized in place, the larger of the asked and the granted amount counts.
     """
     granted = {
-        str(entry.get("name")): _part(_part(entry, "resources"), "requests")
+        str(entry.get("name")): part(part(entry, "resources"), "requests")
         for key in ("containerStatuses", "initContainerStatuses")
-        for entry in _parts(status, key)
+        for entry in parts(status, key)
     }
-    running = total(_container_requests(container, granted) for container in _parts(spec, "containers"))
+    running = total(_container_requests(container, granted) for container in parts(spec, "containers"))
     sidecars, start = Resources(), Resources()
-    for container in _parts(spec, "initContainers"):
+    for container in parts(spec, "initContainers"):
         step = add(_container_requests(container, granted), sidecars)
         if container.get("restartPolicy") == "Always":
             sidecars = step
         start = largest(start, step)
     needed = largest(add(running, sidecars), start)
-    needed = _pod_level(needed, _part(spec, "resources"))
-    overhead = _amounts(_part(spec, "overhead"), "overhead")
+    needed = _pod_level(needed, part(spec, "resources"))
+    overhead = _amounts(part(spec, "overhead"), "overhead")
     return add(add(needed, overhead), Resources(pods=1))
 
 
 def _container_requests(container: Object, granted: Mapping[str, Object]) -> Resources:
     """A resource with a limit and no request asks for its limit, as the API server defaults it."""
     where = f"container {container.get('name', '?')}"
-    resources = _part(container, "resources")
-    asked = {**_part(resources, "limits"), **_part(resources, "requests")}
+    resources = part(container, "resources")
+    asked = {**part(resources, "limits"), **part(resources, "requests")}
     amount = _amounts(asked, where)
     actual = granted.get(str(container.get("name")))
     return largest(amount, _amounts(actual, where)) if actual else amount
@@ -194,7 +184,7 @@ def _container_requests(container: Object, granted: Mapping[str, Object]) -> Res
 
 def _pod_level(needed: Resources, resources: Object) -> Resources:
     """`spec.resources` covers CPU, memory and huge pages; it replaces the sum of the containers."""
-    given = {**_part(resources, "limits"), **_part(resources, "requests")}
+    given = {**part(resources, "limits"), **part(resources, "requests")}
     if not given:
         return needed
     amount = _amounts(given, "the pod's own resources")
@@ -245,11 +235,11 @@ def volume_view(
             bound=False,
             reason=f"PersistentVolumeClaim {name} does not exist in namespace {namespace}",
         )
-    phase = str(_part(claim, "status").get("phase") or "Pending")
+    phase = str(part(claim, "status").get("phase") or "Pending")
     bound = phase == "Bound" and volume is not None
-    spec = _part(volume or {}, "spec")
-    modes: Sequence[Any] = spec.get("accessModes") or _part(claim, "spec").get("accessModes") or ()
-    required = _part(_part(spec, "nodeAffinity"), "required").get("nodeSelectorTerms")
+    spec = part(volume or {}, "spec")
+    modes: Sequence[Any] = spec.get("accessModes") or part(claim, "spec").get("accessModes") or ()
+    required = part(part(spec, "nodeAffinity"), "required").get("nodeSelectorTerms")
     return VolumeView(
         namespace=namespace,
         claim=name,
@@ -259,13 +249,13 @@ def volume_view(
         else None,
         access_modes=tuple(str(mode) for mode in modes),
         used_on=frozenset(where for pod in pods_using if (where := held_on(pod))),
-        reason=_volume_reason(name, phase, str(_part(claim, "spec").get("volumeName") or ""), volume),
+        reason=_volume_reason(name, phase, str(part(claim, "spec").get("volumeName") or ""), volume),
     )
 
 
 def _volume_reason(name: str, phase: str, volume_name: str, volume: Object | None) -> str:
     if phase == "Lost" or (phase == "Bound" and volume is None):
         return f"PersistentVolumeClaim {name} has lost its volume {volume_name}".rstrip()
-    if volume is not None and _part(volume, "metadata").get("deletionTimestamp"):
+    if volume is not None and part(volume, "metadata").get("deletionTimestamp"):
         return f"the volume {volume_name} of PersistentVolumeClaim {name} is being deleted"
     return ""
