@@ -7,11 +7,13 @@ import os
 import threading
 
 import kopf
+from prometheus_client import REGISTRY
 
 from plimsoll import health, logs
 from plimsoll.actuate.apply import Executor
 from plimsoll.actuate.recorder import Recorder
 from plimsoll.cluster.feeds import feeds
+from plimsoll.cluster.gauges import ClusterGauges
 from plimsoll.cluster.kube import Kube
 from plimsoll.cluster.leader import Leader, anew
 from plimsoll.cluster.observation import Terms
@@ -37,6 +39,7 @@ def main() -> None:
     state = ClusterState(on_change=trigger.fire)
     reflectors = feeds(kube, state)
     ledger = Ledger()
+    REGISTRY.register(ClusterGauges(state, ledger))
     heartbeat = health.Heartbeat()
     reports = Reports(trigger.fire)
     instance = os.environ.get("HOSTNAME", "plimsoll")

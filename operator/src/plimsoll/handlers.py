@@ -7,7 +7,8 @@ fixed clock, which is the wrong kind of memory for a planner.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import kopf
@@ -68,6 +69,14 @@ class NothingKept(kopf.DiffBaseStorage):
         return None
 
 
+class Patience:
+    """Pauses between kopf's attempts at a request: it ends the whole operator when they are used up, and an
+    API server may be away for longer than any list of them."""
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((1, 2, 4), itertools.repeat(8))
+
+
 def configured(settings: kopf.OperatorSettings) -> None:
     """kopf as a thin shell: no posting, no peering, watches that cannot fall silent."""
     settings.scanning.disabled = True
@@ -76,5 +85,6 @@ def configured(settings: kopf.OperatorSettings) -> None:
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 310
     settings.networking.request_timeout = 60
+    settings.networking.error_backoffs = Patience()
     settings.execution.max_workers = 4
     settings.persistence.diffbase_storage = NothingKept()

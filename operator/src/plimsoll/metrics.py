@@ -17,7 +17,6 @@ TAKEOVERS = Counter("plimsoll_takeovers_total", "Times this copy took the Lease 
 EVENTS_DROPPED = Counter(
     "plimsoll_events_dropped_total", "Events that were not posted because too many waited"
 )
-PROMISED_GPUS = Gauge("plimsoll_promised_gpus", "GPUs given to pods that the informer does not show yet")
 PREDICTION_ERROR = Gauge(
     "plimsoll_prediction_error_permille",
     "Predicted less measured bytes of the worst rank, in thousandths of the measured bytes",

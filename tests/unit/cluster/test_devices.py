@@ -10,7 +10,7 @@ from tests.unit.cluster.world import cpu_node
 from tests.unit.inventory.test_dra import RESOURCE, claim, device, pod, resource_slice
 
 from plimsoll.cluster.informer import OptionalSource, Reflector
-from plimsoll.cluster.kube import RESOURCE_SLICES, Gone, Kube
+from plimsoll.cluster.kube import RESOURCE_SLICES, Gone, Kube, Page
 from plimsoll.cluster.state import ClusterState
 
 
@@ -23,10 +23,10 @@ class Server:
     def serves(self, _kind: object) -> bool:
         return self.served
 
-    def list(self, _kind: object, **_: Any) -> tuple[list[dict[str, Any]], str]:
+    def pages(self, _kind: object, **_: Any) -> Iterator[Page]:
         assert self.served
         self.lists += 1
-        return self.slices, "7"
+        yield Page(self.slices, "7")
 
     def watch(self, _kind: object, version: str, **_: Any) -> Iterator[dict[str, Any]]:
         assert version == "7"

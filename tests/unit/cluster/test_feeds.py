@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from tests.unit.cluster.world import cpu_node
 
 from plimsoll.cluster.informer import Reflector
-from plimsoll.cluster.kube import AlreadyExists, Conflict, Gone, NotFound, Refused, Unavailable, error_of
+from plimsoll.cluster.kube import (
+    AlreadyExists,
+    Conflict,
+    Gone,
+    NotFound,
+    Page,
+    Refused,
+    Unavailable,
+    error_of,
+)
 from plimsoll.cluster.state import ClusterState
 from plimsoll.cluster.trigger import Debounce, Trigger
 
@@ -24,10 +33,12 @@ class Script:
         self.answers = list(answers)
         self.asked: list[str] = []
 
-    def list(self) -> tuple[list[dict[str, Any]], str]:
+    def pages(self) -> Iterator[Page]:
+        """One chunk for each object."""
         self.asked.append("list")
-        answer = self._next()
-        return answer, "10"
+        yield Page([], "10")
+        for one in self._next():
+            yield Page([one], "10")
 
     def watch(self, resource_version: str) -> Iterator[dict[str, Any]]:
         self.asked.append(f"watch {resource_version}")

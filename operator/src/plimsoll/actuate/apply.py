@@ -86,8 +86,15 @@ class Executor:
         self, observed: Observed, actions: Iterable[Action], memory: Memory, view: ClusterView
     ) -> Result:
         resource = observed.resource
-        extra = {"namespace": resource.owner.namespace, "deployment": resource.owner.name}
+        plans = resource.status.plans
+        extra = {
+            "namespace": resource.owner.namespace,
+            "deployment": resource.owner.name,
+            "plan": plans[-1].id if plans else "",
+        }
         for action in actions:
+            if isinstance(action, WriteStatus) and action.status.plans:
+                extra["plan"] = action.status.plans[-1].id
             try:
                 self._do(action, resource, observed.now, view)
             except api.NotFound as error:
@@ -253,9 +260,8 @@ def _tell(action: Action, extra: dict[str, str]) -> None:
     match action:
         case WriteRevision(revision):
             log.info("revision %s written", revision.name, extra=extra)
-        case WriteStatus(status):
-            plan = status.plans[-1].id if status.plans else ""
-            log.info("status written", extra=extra | {"plan": plan})
+        case WriteStatus():
+            log.info("status written", extra=extra)
         case CreatePod():
             log.info("pod %s created", action.name, extra=extra)
         case DeletePod(name, _, why):

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 WAITING = 2000
 """About what 500 resources that come at once have to tell."""
-THREADS = 4
-"""One waits for one answer at a time, and a busy API server takes 50 ms for each."""
+THREADS = 2
+"""Few: when the API server is the bottleneck, events must not take what pods need."""
 
 
 class Recorder:

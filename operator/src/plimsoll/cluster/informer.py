@@ -15,12 +15,12 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from plimsoll import metrics
-from plimsoll.cluster.kube import Gone, Kind, Kube, KubeError, error_of
+from plimsoll.cluster.kube import Gone, Kind, Kube, KubeError, Page, error_of
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,9 @@ Object = dict[str, Any]
 class Store(Protocol):
     """Where a reflector puts what it reads."""
 
-    def replace(self, objects: Sequence[Object]) -> None:
-        """The whole truth at one moment: what is not in it is gone."""
+    def replace(self, objects: Iterable[Object]) -> None:
+        """The whole truth at one moment: what is not in it is gone. `objects` are read from the API server
+        while they are asked for."""
 
     def apply(self, event: str, obj: Object) -> None:
         """One change: ADDED, MODIFIED or DELETED."""
@@ -47,7 +48,8 @@ class Store(Protocol):
 class Source(Protocol):
     """List and watch of one kind."""
 
-    def list(self) -> tuple[list[Object], str]: ...
+    def pages(self) -> Iterator[Page]:
+        """The list in chunks."""
 
     def watch(self, resource_version: str) -> Iterator[Object]: ...
 
@@ -58,8 +60,8 @@ class KubeSource:
     kind: Kind
     selector: str = ""
 
-    def list(self) -> tuple[list[Object], str]:
-        return self.kube.list(self.kind, selector=self.selector)
+    def pages(self) -> Iterator[Page]:
+        return self.kube.pages(self.kind, selector=self.selector)
 
     def watch(self, resource_version: str) -> Iterator[Object]:
         seconds = random.randint(*WATCH_SECONDS)  # noqa: S311
@@ -80,8 +82,8 @@ NOT_SERVED = ""
 class OptionalSource(KubeSource):
     """A kind that the API server may not serve, or not yet: empty until it does, asked for now and then."""
 
-    def list(self) -> tuple[list[Object], str]:
-        return super().list() if self.kube.serves(self.kind) else ([], NOT_SERVED)
+    def pages(self) -> Iterator[Page]:
+        return super().pages() if self.kube.serves(self.kind) else iter([Page([], NOT_SERVED)])
 
     def watch(self, resource_version: str) -> Iterator[Object]:
         if resource_version != NOT_SERVED:
@@ -154,13 +156,10 @@ class Reflector:
     def step(self) -> None:
         """List if need be, then one watch to its end."""
         if self._version is None:
-            objects, version = self._source.list()
-            self._store.replace(objects)
-            self._version = version
+            self._version = self._list()
             self._synced.set()
             metrics.FEED_SYNCED.labels(self.name).set(1)
             metrics.FEED_RELISTS.labels(self.name).inc()
-            log.debug("feed %s: listed %d", self.name, len(objects))
         heard = False
         for event in self._source.watch(self._version):
             heard = True
@@ -171,6 +170,19 @@ class Reflector:
         if not heard:
             # A server that ends watches at once must not be asked in a tight loop.
             self._pause(self._backoff.next())
+
+    def _list(self) -> str:
+        """Fill the store; the resourceVersion of the list."""
+        version = ""
+
+        def objects() -> Iterator[Object]:
+            nonlocal version
+            for page in self._source.pages():
+                version = page.version
+                yield from page.items
+
+        self._store.replace(objects())
+        return version
 
     def _take(self, event: Object) -> None:
         kind, obj = event.get("type", ""), event.get("object") or {}

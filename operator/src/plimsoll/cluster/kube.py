@@ -131,6 +131,15 @@ def error_of(status: int, body: bytes) -> KubeError:
     return Unavailable(message, status, reason)
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A chunk of a list."""
+
+    items: list[Object]
+    version: str
+    """The resourceVersion of the whole list, to watch from."""
+
+
 class Kube:
     """A connection to one API server, safe to use from several threads."""
 
@@ -174,19 +183,19 @@ class Kube:
         """All objects of a kind and the resourceVersion to watch from."""
         items: list[Object] = []
         version = ""
-        for page, version in self.pages(kind, namespace=namespace, selector=selector):
-            items += page
+        for page in self.pages(kind, namespace=namespace, selector=selector):
+            items += page.items
+            version = page.version
         return items, version
 
     def pages(
         self, kind: Kind, *, namespace: str | None = None, selector: str = ""
-    ) -> Iterator[tuple[list[Object], str]]:
-        """The same in chunks, so that a caller who keeps less than the objects never holds them all. The
-        resourceVersion is that of all chunks."""
+    ) -> Iterator[Page]:
+        """The same in chunks, so that a caller who keeps less than the objects never holds them all."""
         query = {"limit": str(LIST_CHUNK)} | ({"labelSelector": selector} if selector else {})
         while True:
             page = self._json("GET", kind.path(namespace), query)
-            yield page.get("items") or [], page["metadata"]["resourceVersion"]
+            yield Page(page.get("items") or [], page["metadata"]["resourceVersion"])
             more = page["metadata"].get("continue")
             if not more:
                 return

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from plimsoll import metrics
 from plimsoll.inventory.capacity import add, amounts, held_on, subtract, total
 from plimsoll.inventory.views import NodeView, PodView
 
@@ -47,7 +46,6 @@ class Ledger:
                 for key, held in self._held.items()
                 if key not in seen and now - held.since < EXPIRY_SECONDS
             }
-            self._tell()
 
     def promise(self, pod: PodView, node: NodeView | None, pods: Iterable[PodView], now: float) -> None:
         """Hold what `pod` asks for. `pods` are those of the same snapshot that the plan was made from.
@@ -71,25 +69,17 @@ class Ledger:
                         f"which is {-left[resource]} more than it has left"
                     )
             self._held[key] = Held(pod, now)
-            self._tell()
 
     def release(self, key: Key) -> None:
         """The pod was not created after all."""
         with self._lock:
             self._held.pop(key, None)
-            self._tell()
 
     def clear(self) -> None:
         """What an earlier term promised is either shown by now or was never made."""
         with self._lock:
             self._held = {}
-            self._tell()
 
     def views(self) -> Mapping[Key, PodView]:
         with self._lock:
             return {key: held.view for key, held in self._held.items()}
-
-    def _tell(self) -> None:
-        metrics.PROMISED_GPUS.set(
-            sum(sum(held.view.requests.extended.values()) for held in self._held.values())
-        )

@@ -2,7 +2,7 @@
 
     revision, status, pods ─► the round waits for them: the next plan must see them
     Services, old revisions ─► follow while the next round plans
-    status without a decision ─► at most every other second
+    status without a decision ─► at most every other second, and after the decisions of others
     a resource whose writes failed ─► left alone for a while; it is planned all the same
 
 In one queue, the Services of the first resource (the API server's slowest write) would delay the pods of the
@@ -33,9 +33,12 @@ from plimsoll.cluster.state import ClusterView
 
 log = logging.getLogger(__name__)
 
-WRITERS, LATER_WRITERS = 16, 8
+WRITERS, LATER_WRITERS = 16, 2
+"""Few for what can wait: when the API server is the bottleneck, who asks more gets more."""
 STATUS_SECONDS = 2.0
 """A pod that starts passes several states in a second; a status that tells progress waits for the last."""
+PATIENCE_SECONDS = 5.0
+"""How long such a status gives way to pods of others."""
 LONGEST_PAUSE_SECONDS = 60.0
 LATER = (ApplyObject, DeleteRevision)
 
@@ -70,19 +73,24 @@ class Writing:
         """When their last later writes ended: a look that is older does not know of them."""
         self._pauses: dict[str, Pause] = {}
         self._told_at: dict[str, float] = {}
-        self._waiting: set[str] = set()
-        """Resources whose status waits for its turn."""
+        self._waiting: dict[str, float] = {}
+        """Resources whose status waits for its turn, and since when."""
 
     def carry_out(self, steps: Sequence[Step], view: ClusterView, seen_at: float) -> dict[str, Result]:
         """By uid. `view` is what was seen at that moment of the monotonic clock. When this returns, all that
         the next plan must see is written."""
         now = self._monotonic()
         self._forget({one.resource.uid for one, _ in steps})
+        urgent = any(_decides(one, outcome) for one, outcome in steps)
         results: dict[str, Result] = {}
         pending: dict[str, Future[Result]] = {}
         for one, outcome in steps:
             uid = one.resource.uid
-            if not outcome.actions or self._paused(uid, now) or self._may_wait(one, outcome, now):
+            if (
+                not outcome.actions
+                or self._paused(uid, now)
+                or self._may_wait(one, outcome, now, urgent=urgent)
+            ):
                 results[uid] = Result(Ending.DONE, outcome.memory)
             else:
                 pending[uid] = self._writers.submit(self._write, one, outcome, view, seen_at)
@@ -95,7 +103,7 @@ class Writing:
         """When resources that wait want another look, on the monotonic clock."""
         with self._lock:
             return [pause.until for pause in self._pauses.values()] + [
-                self._told_at[uid] + STATUS_SECONDS for uid in self._waiting
+                self._told_at.get(uid, since) + STATUS_SECONDS for uid, since in self._waiting.items()
             ]
 
     def close(self) -> None:
@@ -160,23 +168,32 @@ class Writing:
             pause = self._pauses.get(uid)
             return pause is not None and now < pause.until
 
-    def _may_wait(self, one: Observed, outcome: Outcome, now: float) -> bool:
-        """Only a status is to be written, with the words about it; it decides nothing; and the last one is
-        not two seconds old."""
+    def _may_wait(self, one: Observed, outcome: Outcome, now: float, *, urgent: bool) -> bool:
+        """It is but a status, and the last one is not two seconds old or there are decisions to write."""
         uid = one.resource.uid
-        undecided = all(
-            isinstance(action, EmitEvent)
-            or (isinstance(action, WriteStatus) and action.status.plans == one.resource.status.plans)
-            for action in outcome.actions
-        )
         with self._lock:
+            since = self._waiting.get(uid, now)
             early = now < self._told_at.get(uid, now - STATUS_SECONDS) + STATUS_SECONDS
-            (self._waiting.add if undecided and early else self._waiting.discard)(uid)
-        return undecided and early
+            gives_way = urgent and now < since + PATIENCE_SECONDS
+            waits = (early or gives_way) and not _decides(one, outcome)
+            if waits:
+                self._waiting[uid] = since
+            else:
+                self._waiting.pop(uid, None)
+        return waits
 
     def _forget(self, living: set[str]) -> None:
         with self._lock:
             self._pauses = {uid: pause for uid, pause in self._pauses.items() if uid in living}
             self._told_at = {uid: at for uid, at in self._told_at.items() if uid in living}
             self._ended = {uid: at for uid, at in self._ended.items() if uid in living}
-            self._waiting &= living
+            self._waiting = {uid: since for uid, since in self._waiting.items() if uid in living}
+
+
+def _decides(one: Observed, outcome: Outcome) -> bool:
+    """Whether anything but a status is to be written that tells progress, and the words about it."""
+    return not all(
+        isinstance(action, EmitEvent)
+        or (isinstance(action, WriteStatus) and action.status.plans == one.resource.status.plans)
+        for action in outcome.actions
+    )
