@@ -18,6 +18,7 @@ from plimsoll_worker.config import (
     Rope,
     YarnScaling,
 )
+from plimsoll_worker.kernels import ops
 
 
 def inverse_frequencies(rope: Rope, context: int) -> torch.Tensor:
@@ -89,6 +90,4 @@ class Rotary:
 
     def cos_sin(self, positions: torch.Tensor) -> torch.Tensor:
         """Positions (tokens) → cosines and sines (tokens, 2, dim / 2) in FP32."""
-        angles = positions.float()[:, None] * self._inverse
-        found = torch.stack((angles.cos(), angles.sin()), dim=1)
-        return found if self._magnitude == 1.0 else found * self._magnitude
+        return ops.rope_angles(positions, self._inverse, scale=self._magnitude)

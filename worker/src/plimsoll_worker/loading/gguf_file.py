@@ -24,7 +24,9 @@ from gguf.quants import dequantize
 
 from plimsoll_worker.errors import ModelUnreadable, ModelUnsupported
 
-ELEMENT_TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0")
+ELEMENT_TYPES = (
+    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K",
+)  # fmt: skip
 STORED_PLAINLY = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SLAB_ELEMENTS = 1024 * 1024
 """Dequantised at a time: the package builds its result twice, which for a whole embedding would be felt."""
