@@ -2,8 +2,9 @@
 
 Two families of seeded instances: uncontended, where everything fits and cost counts, and contended, where
 about a third more is asked than there is, and what counts is the admitted weight (priority x GPUs of the
-cheapest choice). Both once more where the stages of a replica must share a domain of nodes. Instances of the first family where the optimum itself leaves something out are told apart,
-not dropped: they count as contended.
+cheapest choice). Both once more where the stages of a replica must share a domain of nodes. Instances of the
+first family where the optimum itself leaves something out are told apart, not dropped: they count as
+contended.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,10 @@ def most_allocated(task: Task, nodes: Nodes) -> np.ndarray:
     return free / np.maximum(1, nodes.capacity)
 
 
+stranded = cache(newly_stranded)
+"""Most nodes are as they were when the last task came."""
+
+
 def planned(task: Task, nodes: Nodes) -> np.ndarray:
     """The planner's own rank: no GPU stranded, slot loss, the fullest, the least CPU to spare."""
     free = (nodes.gpu == WHOLE).sum(axis=1)
@@ -78,7 +83,7 @@ def planned(task: Task, nodes: Nodes) -> np.ndarray:
     order = {level: rank for rank, level in enumerate(sorted(levels, key=lambda at: (levels[at], at)))}
     return np.array(
         [
-            (newly_stranded(there, cpu, task.gpus, task.cpu) * 64 + order[there]) * 1e7 + cpu
+            (stranded(there, cpu, task.gpus, task.cpu) * 64 + order[there]) * 1e7 + cpu
             if there in order
             else np.inf
             for there, cpu in zip(free.tolist(), nodes.cpu.tolist(), strict=True)
