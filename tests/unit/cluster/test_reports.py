@@ -91,6 +91,11 @@ def test_a_report_that_agrees_verifies_and_is_measured(world: World, plan: PlanS
     [
         pytest.param({"device": Device.CPU}, "device: planned GPU, runs CPU", id="silent CPU"),
         pytest.param({"weights": WeightsScheme.plain(Precision.FP32)}, "weights", id="precision"),
+        pytest.param(
+            {"weights": WeightsScheme.stored("gptq", Precision.BF16)},
+            "format: planned none, runs gptq",
+            id="format",
+        ),
         pytest.param({"tensor_parallel": 2}, "tensor parallel: planned 1, runs 2", id="TP"),
         pytest.param({"max_context_tokens": 16}, "longest context", id="context"),
     ],

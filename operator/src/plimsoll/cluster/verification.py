@@ -51,7 +51,7 @@ def mismatch(plan: PlanStatus, stage: int, report: Report) -> str:
     pairs = (
         ("device", plan.device, report.device),
         ("weights", plan.weights, report.weights.name),
-        ("checkpoint format", plan.checkpoint_format, report.weights.checkpoint or ""),
+        ("checkpoint format", plan.checkpoint_format or "none", report.weights.checkpoint or "none"),
         ("KV cache", plan.kv_cache, report.kv_cache),
         ("tensor parallel", plan.tensor_parallel, report.tensor_parallel),
         ("pipeline parallel", plan.pipeline_parallel, report.pipeline_parallel),
