@@ -48,13 +48,17 @@ SHAPE = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
-PROMPTS = [[(7 * i + 13 * j) % 4000 + 5 for j in range(3 + 37 * i)] for i in range(8)]
+ON_A_CPU = "cpu" in sys.argv
+if ON_A_CPU:
+    SHAPE.update(hidden_size=128, intermediate_size=256, num_hidden_layers=2, head_dim=16)
+    ANSWER = 8
+PROMPTS = [[(7 * i + 13 * j) % 4000 + 5 for j in range(3 + 37 * i)] for i in range(3 if ON_A_CPU else 8)]
 
 
 def correctness(device: str) -> Json:
     """Small random models: transformers, the engine's plain way, and its fast way say the same."""
     results: Json = {}
-    for name in SMALL:
+    for name in list(SMALL)[: 1 if device == "cpu" else None]:
         for precision in ("fp32",) if device == "cpu" else ("fp32", "bf16"):
             results[f"{name}, {precision}"] = guarded(lambda: compare(name, precision, device))  # noqa: B023
     results["sampler"] = guarded(lambda: compare_samplers(device))

@@ -68,7 +68,7 @@ def seconds(work: Callable[[], object]) -> float:
     work()
     if not torch.cuda.is_available():
         return median(_clocked(work) for _ in range(REPEATS))
-    times = []
+    times: list[float] = []
     for _ in range(REPEATS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()

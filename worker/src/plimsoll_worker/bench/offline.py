@@ -78,10 +78,14 @@ class Run:
     """When tokens came."""
 
     def __init__(self, requests: int) -> None:
-        self._silent = requests
-        self._began = self.all_decode = self._ended = 0.0
-        self.tokens = self.tokens_before_all_decode = 0
+        self.tokens = 0
         self.preemptions = 0
+        self._silent = requests
+        self._began = self._ended = 0.0
+        self._decoding: tuple[float, int] | None = None
+        """Time and tokens when the last sequence had its first token."""
+        self._first_end: tuple[float, int] | None = None
+        """Time and tokens when the first sequence ended."""
 
     def begin(self) -> None:
         self._began = time.perf_counter()
@@ -96,14 +100,14 @@ class Run:
 
         def hear(event: TokenEvent) -> None:
             nonlocal heard
-            del event
             self.tokens += 1
             if not heard:
                 heard = True
                 self._silent -= 1
                 if self._silent == 0:
-                    self.all_decode = time.perf_counter()
-                    self.tokens_before_all_decode = self.tokens
+                    self._decoding = time.perf_counter(), self.tokens
+            if event.finish is not None and self._first_end is None:
+                self._first_end = time.perf_counter(), self.tokens
 
         return hear
 
@@ -112,14 +116,13 @@ class Run:
         return self._ended - self._began
 
     @property
-    def first_token_seconds(self) -> float:
-        """Until every sequence has its first."""
-        return self.all_decode - self._began
-
-    @property
     def decode_rate(self) -> float:
-        """Tokens a second once all decode."""
-        return (self.tokens - self.tokens_before_all_decode) / (self._ended - self.all_decode)
+        """Tokens a second while all decode."""
+        assert self._decoding is not None, "not every sequence was answered"
+        assert self._first_end is not None, "no sequence has ended"
+        (began, before), (ended, after) = self._decoding, self._first_end
+        assert after > before, "some sequences ended before others began; ask for longer answers"
+        return (after - before) / (ended - began)
 
 
 def decode(offline: Offline, *, batch: int, context: int, tokens: int = DECODE_TOKENS) -> Json:
