@@ -122,7 +122,7 @@ class Reconciler:
         observed = self._observe(view)
         settled = [(one, self._settled_outcome(one)) for one in observed]
         steps = [(one, outcome or _step(one)) for one, outcome in settled]
-        self._settled = {one.resource.uid: (one, outcome) for one, outcome in steps if not outcome.actions}
+        self._settled = {one.resource.uid: (one, outcome) for one, outcome in steps}
         results = self._writing.carry_out(steps, view, started)
         self._memories = {uid: result.memory for uid, result in results.items()}
         self._reports.ask(unread(pod for one in observed for pod in one.worker_pods))
@@ -146,8 +146,8 @@ class Reconciler:
         return [replace(one, course=decisions.get(one.resource.uid)) for one in observed]
 
     def _settled_outcome(self, one: Observed) -> Outcome | None:
-        """That nothing was to be done about a resource stays so while nothing about it changes and no
-        deadline of its own passes; with every list, everything is looked at afresh."""
+        """What is to be done about a resource stays the same while nothing about it changes and no deadline
+        of its own passes; with every list, everything is looked at afresh."""
         if settled := self._settled.get(one.resource.uid):
             before, outcome = settled
             waits = outcome.wake_at is None or one.now < outcome.wake_at

@@ -86,12 +86,11 @@ class Writing:
         pending: dict[str, Future[Result]] = {}
         for one, outcome in steps:
             uid = one.resource.uid
-            if (
-                not outcome.actions
-                or self._paused(uid, now)
-                or self._may_wait(one, outcome, now, urgent=urgent)
-            ):
+            if not outcome.actions or self._paused(uid, now):
                 results[uid] = Result(Ending.DONE, outcome.memory)
+            elif self._may_wait(one, outcome, now, urgent=urgent):
+                results[uid] = Result(Ending.DONE, outcome.memory)
+                self._follow(one, outcome, view, seen_at)
             else:
                 pending[uid] = self._writers.submit(self._write, one, outcome, view, seen_at)
         for uid, future in pending.items():
@@ -113,10 +112,14 @@ class Writing:
     def _write(self, one: Observed, outcome: Outcome, view: ClusterView, seen_at: float) -> Result:
         actions = [action for action in outcome.actions if not isinstance(action, LATER)]
         result = self._do(one, actions, outcome.memory, view)
-        later = [action for action in outcome.actions if isinstance(action, LATER)]
-        if result.ending is Ending.DONE and later and self._claim(one.resource.uid, seen_at):
-            self._later.submit(self._write_later, one, later, outcome.memory, view)
+        if result.ending is Ending.DONE:
+            self._follow(one, outcome, view, seen_at)
         return result
+
+    def _follow(self, one: Observed, outcome: Outcome, view: ClusterView, seen_at: float) -> None:
+        later = [action for action in outcome.actions if isinstance(action, LATER)]
+        if later and self._claim(one.resource.uid, seen_at):
+            self._later.submit(self._write_later, one, later, outcome.memory, view)
 
     def _claim(self, uid: str, seen_at: float) -> bool:
         with self._lock:
@@ -191,9 +194,9 @@ class Writing:
 
 
 def _decides(one: Observed, outcome: Outcome) -> bool:
-    """Whether anything but a status is to be written that tells progress, and the words about it."""
+    """Whether anything is to be written now but a status that tells progress, and the words about it."""
     return not all(
-        isinstance(action, EmitEvent)
+        isinstance(action, (EmitEvent, *LATER))
         or (isinstance(action, WriteStatus) and action.status.plans == one.resource.status.plans)
         for action in outcome.actions
     )
