@@ -23,7 +23,7 @@ MILLISECONDS = (1, 10_000)
 LINES = (
     ("oneNew", "processMedianMilliseconds", "one new, median", "#1f6feb"),
     ("oneNew", "processP99Milliseconds", "one new, p99", "#8250df"),
-    ("oneRejected", "processMedianMilliseconds", "one rejected, median", "#bf8700"),
+    ("oneRejected", "processP99Milliseconds", "one rejected, p99", "#bf8700"),
     ("allNew", "processMedianMilliseconds", "all new, median", "#1a7f37"),
 )
 """(measure, figure, label, colour)."""

@@ -8,7 +8,7 @@ Every term grows with the batch and with the context, so a target is met up to a
 larger one, and bisection finds it. Efficiencies are those that vLLM 0.22 showed on one H100 and one H200
 (the table stands in tests/unit/planning/test_latency.py); an engine that is slower or faster is told by its
 own calibration. A database of operator timings for each card and engine was rejected: it ends where its cards
-end, and half a dozen constants come within 15 % of all that we measured.
+end, and half a dozen constants come within 10 % of all that we measured.
 """
 
 from __future__ import annotations
