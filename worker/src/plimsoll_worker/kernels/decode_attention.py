@@ -220,7 +220,7 @@ def splits_for(sequences: int, kv_heads: int, longest: int, multiprocessors: int
     """Parts that give every multiprocessor up to WAVES programs, never more than tiles in the longest
     context."""
     wanted = WAVES * multiprocessors // (sequences * kv_heads)
-    return max(1, min(wanted, MAX_SPLITS, triton.cdiv(longest, BLOCK_N)))
+    return max(1, min(wanted, MAX_SPLITS, -(-longest // BLOCK_N)))
 
 
 def decode_attention(

@@ -78,7 +78,7 @@ def rope_store(
     eps: float = 1e-6,
     norm_offset: float = 0.0,
 ) -> Tensor:
-    queries, keys, values = qkv.unflatten(-1, (-1, head_dim)).split((heads, kv_heads, kv_heads), dim=1)
+    queries, keys, values = qkv.view(qkv.shape[0], -1, head_dim).split((heads, kv_heads, kv_heads), dim=1)
     if q_norm is not None:
         queries = rms_norm(queries, q_norm, eps, offset=norm_offset)
     if k_norm is not None:
@@ -166,8 +166,8 @@ def _philox(seeds: Tensor, counter: Tensor, block: Tensor) -> Tensor:
     """First of the four words of Philox4x32-10 (Salmon et al. 2011) of counter (counter, block, 0, 0) under
     the 64-bit key `seeds`: 0 to 2**32 - 1 in int64, of the arguments' broadcast shape."""
     mask = 0xFFFFFFFF
-    c0, c1 = torch.broadcast_tensors(counter, block)
-    c0, c1, c2, c3 = c0 & mask, c1 & mask, torch.zeros_like(c0), torch.zeros_like(c0)
+    c0, c1 = (counter + 0 * block) & mask, (block + 0 * counter) & mask
+    c2, c3 = torch.zeros_like(c0), torch.zeros_like(c0)
     k0, k1 = seeds & mask, (seeds >> 32) & mask
 
     def multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
