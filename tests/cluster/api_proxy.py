@@ -1,16 +1,19 @@
-"""A reverse proxy between an operator and the real API server, with a tripwire.
+"""A reverse proxy between an operator and the real API server, with a tripwire and the faults of a network.
 
 A test that must kill the operator between two of its writes cannot hit the moment by watching: the writes
 are milliseconds apart. The proxy sees each request before the API server does, so a tripwire can act exactly
-there, and the product needs no test-only code. Requests are answered by the real API server, unchanged.
+there, and the product needs no test-only code. Requests are answered by the real API server, unchanged,
+unless a fault is switched on: connections that are cut, streams that fall silent, answers that only a server
+in trouble gives.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +53,11 @@ class ApiProxy:
         self._tls = _client_tls(config, folder)
         self.kubeconfig = folder / "proxied-kubeconfig"
         self.tripwire: Tripwire | None = None
+        self.status: Callable[[Request], int] = lambda _request: 0
+        """An error that is answered in the API server's place; 0: none."""
+        self.silent = False
+        """Streams lose what is said while this is set, and every stream that lost anything says no more."""
+        self._open: set[asyncio.Transport] = set()
         self.writes: list[Request] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="api-proxy")
@@ -78,6 +86,15 @@ class ApiProxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def cut(self) -> None:
+        """Close every connection, as a server that goes away does."""
+
+        async def abort() -> None:
+            for transport in list(self._open):
+                transport.abort()
+
+        self._call(abort())
 
     def _call(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
@@ -109,6 +126,9 @@ class ApiProxy:
             if transport is not None:
                 transport.abort()
             raise web.HTTPServiceUnavailable
+        if status := self.status(request):
+            reason = {409: "Conflict", 410: "Expired", 429: "TooManyRequests"}.get(status, "InternalError")
+            return web.json_response({"kind": "Status", "code": status, "reason": reason}, status=status)
         if request.is_write:
             self.writes.append(request)
         headers = {
@@ -124,10 +144,24 @@ class ApiProxy:
                 if key.lower() not in {"transfer-encoding", "content-length", "connection"}:
                     outgoing.headers[key] = value
             await outgoing.prepare(incoming)
-            async for chunk in answer.content.iter_any():
-                await outgoing.write(chunk)
-            await outgoing.write_eof()
+            dead = False
+            with self._tracked(incoming), contextlib.suppress(ConnectionResetError):
+                async for chunk in answer.content.iter_any():
+                    dead = dead or (self.silent and "watch" in incoming.query)
+                    if not dead:
+                        await outgoing.write(chunk)
+                await outgoing.write_eof()
             return outgoing
+
+    @contextlib.contextmanager
+    def _tracked(self, incoming: web.Request) -> Iterator[None]:
+        transport = incoming.transport
+        assert isinstance(transport, asyncio.Transport)
+        self._open.add(transport)
+        try:
+            yield
+        finally:
+            self._open.discard(transport)
 
 
 def _client_tls(config: dict[str, Any], folder: Path) -> ssl.SSLContext:
