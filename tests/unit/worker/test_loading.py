@@ -15,6 +15,10 @@ from tests.unit.worker.decoding import paged, sequence, steps
 from tests.unit.worker.processes import WorkerProcess, smollm2_launch
 from tests.unit.worker.test_models import CASES, SMALL, configuration, opened, saved
 
+from plimsoll.model.read import read_facts
+from plimsoll.sizing.kv_cache import layer_bytes_per_token
+from plimsoll.sizing.weights import loaded_bytes
+from plimsoll.sources import open_source
 from plimsoll_worker.errors import ModelNotFound, ModelUnreadable, ModelUnsupported
 from plimsoll_worker.launch import LayerRange, Precision
 from plimsoll_worker.loading import transfer
@@ -81,6 +85,19 @@ def test_every_element_of_every_parameter_is_filled_once(
         assert region.shape == checkpoint.shape(piece.name)
         region += 1
     assert [name for name, count in filled.items() if not (count == 1).all()] == []
+
+
+@pytest.mark.parametrize(("kind", "changes"), CASES.values(), ids=CASES.keys())
+def test_the_operator_counts_the_bytes_that_the_engine_keeps(
+    kind: str, changes: Mapping[str, object], tmp_path: Path
+) -> None:
+    saved(kind, changes, tmp_path)
+    facts = read_facts(open_source(str(tmp_path)))
+    model = opened(tmp_path)
+    assert facts.architecture == model.config.architecture
+    assert loaded_bytes(facts, Precision.FP32) == model.weight_bytes
+    kept = sum(layer.count * layer_bytes_per_token(layer, Precision.FP32) for layer in facts.layers)
+    assert kept == model.config.kv_bytes_per_token(Precision.FP32)
 
 
 def test_a_tensor_too_many_or_too_few_or_of_another_shape_is_told(tmp_path: Path) -> None:

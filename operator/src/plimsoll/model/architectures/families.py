@@ -204,6 +204,7 @@ FAMILIES: dict[str, Decoder] = {
         mixers=attention(switched, partial(_biased, head_norm=True)),
         feed_forwards=sparse(QWEN3_EXPERTS, gated, stepped),
         defaults={"num_key_value_heads": 4},
+        renamed={"num_experts": "num_local_experts"},  # as transformers 5 writes it
     ),
     "gpt_oss": Decoder(
         mixers=attention(interleaved(2), partial(_biased, sinks=True)),
