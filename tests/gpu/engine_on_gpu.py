@@ -35,6 +35,13 @@ SMALL: dict[str, Json] = {
     "llama, one key head for three": {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64},
     "qwen3": {"num_key_value_heads": 4, "head_dim": 128},
 }
+CASES = (
+    ("llama", "fp32"),
+    ("llama", "bf16"),
+    ("qwen3", "bf16"),
+    ("llama, one key head for three", "bf16"),
+    ("qwen3", "fp32"),
+)
 SHAPE = {
     "hidden_size": 512,
     "intermediate_size": 1024,
@@ -57,11 +64,10 @@ PROMPTS = [[(7 * i + 13 * j) % 4000 + 5 for j in range(3 + 37 * i)] for i in ran
 
 def correctness(device: str) -> Json:
     """Small random models: transformers, the engine's plain way, and its fast way say the same."""
-    results: Json = {}
-    for name in list(SMALL)[: 1 if device == "cpu" else None]:
-        for precision in ("fp32",) if device == "cpu" else ("fp32", "bf16"):
-            results[f"{name}, {precision}"] = guarded(lambda: compare(name, precision, device))  # noqa: B023
-    results["sampler"] = guarded(lambda: compare_samplers(device))
+    results: Json = {"sampler": guarded(lambda: compare_samplers(device))}
+    for name, precision in CASES[: 1 if device == "cpu" else None]:
+        results[f"{name}, {precision}"] = guarded(lambda: compare(name, precision, device))  # noqa: B023
+        note(results)
     return results
 
 
@@ -313,6 +319,12 @@ def bench(shape: str, *extra: str) -> Callable[[str], Json]:
     return run
 
 
+def note(results: Json) -> None:
+    """Keep what is known so far: a group that runs out of time is not lost."""
+    if NOTES is not None:
+        NOTES.write_text(json.dumps(results, indent=1))
+
+
 def guarded(work: Callable[[], Json]) -> Json:
     """What failed is a result too: the rest is still worth knowing."""
     try:
@@ -322,6 +334,7 @@ def guarded(work: Callable[[], Json]) -> Json:
         return {"ok": False, "failed": traceback.format_exc()[-3000:]}
 
 
+NOTES: Path | None = None
 GROUPS: dict[str, Callable[[str], Json]] = {
     "correctness": correctness,
     "ledger": ledger,
@@ -338,6 +351,8 @@ def main() -> int:
     parser.add_argument("--here", action="store_true", help="run the one group in this process")
     arguments = parser.parse_args()
     if arguments.here:
+        global NOTES  # noqa: PLW0603 - one process, one group
+        NOTES = arguments.out
         (group,) = arguments.groups
         arguments.out.write_text(json.dumps(guarded(lambda: GROUPS[group](arguments.device)), indent=1))
         return 0
@@ -345,12 +360,14 @@ def main() -> int:
     for group in arguments.groups:
         began = time.monotonic()
         part = arguments.out.with_suffix(f".{group}.json")
+        part.unlink(missing_ok=True)
         command = [sys.executable, __file__, "--here", "--groups", group, "--device", arguments.device]
         try:
             subprocess.run([*command, "--out", str(part)], timeout=GROUP_SECONDS + 30, check=True)
             results[group] = json.loads(part.read_text())
         except (subprocess.SubprocessError, OSError, ValueError) as error:
-            results[group] = {"ok": False, "failed": str(error)}
+            known = json.loads(part.read_text()) if part.exists() else {}
+            results[group] = {**known, "ok": False, "failed": str(error)}
         results[group]["took"] = round(time.monotonic() - began, 1)
         arguments.out.write_text(json.dumps(results, indent=1))
     print(json.dumps(results, indent=1))

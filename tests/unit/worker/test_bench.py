@@ -16,18 +16,8 @@ from plimsoll_worker.engine.sequence import FinishReason, TokenEvent
 
 def test_a_small_run_writes_every_key(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    small = [
-        "--context",
-        "96",
-        "--sequences",
-        "4",
-        "--batched-tokens",
-        "64",
-        "--kv-tokens",
-        "512",
-        "--block-size",
-        "16",
-    ]
+    sizes = {"context": 96, "sequences": 4, "batched-tokens": 64, "kv-tokens": 512, "block-size": 16}
+    small = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
     command = [sys.executable, "-m", "plimsoll_worker.bench", "offline", "--shape", "tiny", "--device", "cpu"]
     ran = subprocess.run(
         [*command, *small, "--cases", "prefill-8192", "--out", str(out)],

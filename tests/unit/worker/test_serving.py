@@ -309,3 +309,18 @@ def test_the_ledger_adds_up(worker: WorkerProcess, smollm2: Path) -> None:
     assert 100 * MIB < device.bytes.runtime < 1024 * MIB
     assert device.used_bytes < launch.line <= device.total_bytes
     assert device.product
+
+
+def test_usage_and_metrics_tell_what_the_prefix_cache_had(worker: WorkerProcess) -> None:
+    # 80 tokens: five blocks, the last of which is computed again for its logits.
+    body = {"model": "smollm2", "prompt": [number + 300 for number in range(80)], "max_tokens": 1}
+    hits = worker.metric("vllm:prefix_cache_hits_total")
+    cached = [
+        httpx.post(f"{worker.url}/v1/completions", json=body, timeout=60).json()["usage"][
+            "prompt_tokens_details"
+        ]["cached_tokens"]
+        for _ in range(2)
+    ]
+    assert cached == [0, 64]
+    assert worker.metric("vllm:prefix_cache_hits_total") == hits + 64
+    assert worker.metric("vllm:prefix_cache_queries_total") >= 160

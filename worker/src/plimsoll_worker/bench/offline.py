@@ -1,9 +1,9 @@
 """The engine without its server: how many tokens a second, on made-up prompts of given lengths.
 
-decode       sequences of `context` tokens, all decoding: tokens a second from the step after the last first
-             token to the end
-prefill      one prompt, submitted to first token
-throughput   many requests at once, submitted to last token: prefill and decode mixed
+    decode       sequences of `context` tokens: tokens a second while all decode, from the last one's first
+                 token to the first one's end
+    prefill      one prompt, submitted to first token
+    throughput   many requests at once, submitted to last token: prefill and decode mixed
 """
 
 from __future__ import annotations

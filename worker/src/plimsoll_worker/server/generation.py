@@ -56,6 +56,11 @@ class Generation:
         )
         engine.submit(self._sequence)
 
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that the prefix cache had."""
+        return self._sequence.cached_tokens or 0
+
     async def deltas(self) -> AsyncIterator[Delta]:
         """Pieces of text as they come, the last with its finish reason. Raises ApiError when the engine
         gives up."""

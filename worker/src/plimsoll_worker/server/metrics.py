@@ -45,6 +45,10 @@ class Metrics:
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens computed.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self.preemptions = self._gauge("num_preemptions_total", "Sequences that gave their blocks back.")
+        self.prefix_queries = self._gauge(
+            "prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache."
+        )
+        self.prefix_hits = self._gauge("prefix_cache_hits_total", "Prompt tokens found in the prefix cache.")
         self.running = self._gauge("num_requests_running", "Sequences in the batch.")
         self.waiting = self._gauge("num_requests_waiting", "Sequences in the queue.")
         self.kv_usage = self._gauge("kv_cache_usage_perc", "Part of the KV blocks in use, 0 to 1.")
@@ -73,6 +77,8 @@ class Metrics:
         self.waiting.set(stats.waiting)
         self.kv_usage.set(stats.kv_usage)
         self.preemptions.set(stats.preemptions)
+        self.prefix_queries.set(stats.prefix_queries)
+        self.prefix_hits.set(stats.prefix_hits)
         return generate_latest(self._registry)
 
     def _counter(self, name: str, what: str) -> Counter:
