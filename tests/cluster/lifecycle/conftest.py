@@ -112,6 +112,17 @@ class Namespace:
             _content_type="application/merge-patch+json",
         )
 
+    def annotate(self, name: str, annotations: dict[str, str]) -> None:
+        self._custom.patch_namespaced_custom_object(
+            GROUP,
+            VERSION,
+            self.name,
+            PLURAL,
+            name,
+            {"metadata": {"annotations": annotations}},
+            _content_type="application/merge-patch+json",
+        )
+
     def scale(self, name: str, replicas: int) -> None:
         self._custom.patch_namespaced_custom_object_scale(
             GROUP, VERSION, self.name, PLURAL, name, {"spec": {"replicas": replicas}}
