@@ -155,6 +155,7 @@ def test_items_of_object_lists_have_keys_unless_the_list_is_replaced_whole(
         ".status.rejected": None,
         ".status.measured": ["stage"],
         ".status.replicaStatuses": ["revision", "replica"],
+        ".status.startup": ["stage"],
         ".status.exclusions": None,
         ".status.conditions": ["type"],
     }

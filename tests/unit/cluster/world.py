@@ -197,9 +197,11 @@ class World:
                 "podIP": "10.0.0.1",
                 "conditions": [
                     {"type": "Ready", "status": "True", "lastTransitionTime": stamp(self.now)},
-                    {"type": "PodScheduled", "status": "True"},
+                    {"type": "PodScheduled", "status": "True", "lastTransitionTime": stamp(self.now)},
                 ],
-                "containerStatuses": [{"name": "worker", "ready": True, "state": {"running": {}}}],
+                "containerStatuses": [
+                    {"name": "worker", "ready": True, "state": {"running": {"startedAt": stamp(self.now)}}}
+                ],
             }
 
     def annotate(self, name: str, **annotations: str) -> None:

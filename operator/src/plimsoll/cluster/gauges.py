@@ -30,6 +30,7 @@ class ClusterGauges(Collector):
         view = self._state.snapshot()
         yield from self._gpus(view)
         yield _restarts(view)
+        yield _startup(view)
         resources = GaugeMetricFamily("plimsoll_llmdeployments", "LLMDeployments that the operator knows")
         resources.add_metric([], len(view.resources))
         yield resources
@@ -68,6 +69,18 @@ def _asked(pods: Iterable[PodView], view: ClusterView) -> Counter[Class]:
             if units := pod.requests.extended.get(gpu.resource_name, 0):
                 found[gpu.product, gpu.sharing.value] += units
     return found
+
+
+def _startup(view: ClusterView) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(
+        "plimsoll_startup_seconds",
+        "Time that each stage of a deployment's last start took",
+        labels=("namespace", "name", "stage"),
+    )
+    for (namespace, name), resource in sorted(view.resources.items()):
+        for time in resource.status.startup:
+            family.add_metric([namespace, name, time.stage], time.milliseconds / 1000)
+    return family
 
 
 def _restarts(view: ClusterView) -> GaugeMetricFamily:

@@ -188,9 +188,7 @@ class Kube:
             version = page.version
         return items, version
 
-    def pages(
-        self, kind: Kind, *, namespace: str | None = None, selector: str = ""
-    ) -> Iterator[Page]:
+    def pages(self, kind: Kind, *, namespace: str | None = None, selector: str = "") -> Iterator[Page]:
         """The same in chunks, so that a caller who keeps less than the objects never holds them all."""
         query = {"limit": str(LIST_CHUNK)} | ({"labelSelector": selector} if selector else {})
         while True:

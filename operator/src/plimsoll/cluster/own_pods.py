@@ -44,6 +44,8 @@ class Container:
     restarts: int = 0
     waiting_reason: str = ""
     waiting_message: str = ""
+    started_at: str = ""
+    """When it began to run; empty while it does not."""
     ended: Ended | None = None
     """Set while the container is not running again."""
     last_ended: Ended | None = None
@@ -77,6 +79,8 @@ class OwnPod:
     """The scheduler's words while it finds no place; empty otherwise."""
     unschedulable_since: str
     container: Container
+    scheduled_since: str = ""
+    """When it was bound; empty before."""
     ready_since: str = ""
     """When it turned ready; empty while it is not."""
     gated: bool = False
@@ -131,7 +135,6 @@ def own_pod(obj: Object, pinned_node: str) -> OwnPod:
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
     scheduled = conditions.get("PodScheduled", {})
     ready = conditions.get("Ready", {})
-    answers = ready.get("status") == "True"
     stuck = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
     return OwnPod(
         namespace=meta["namespace"],
@@ -152,14 +155,20 @@ def own_pod(obj: Object, pinned_node: str) -> OwnPod:
         reason=status.get("reason") or "",
         message=status.get("message") or "",
         address=status.get("podIP") or "",
-        ready=answers,
+        ready=ready.get("status") == "True",
         unschedulable=str(scheduled.get("message") or "no reason given") if stuck else "",
         unschedulable_since=str(scheduled.get("lastTransitionTime") or "") if stuck else "",
         container=_container(next(iter(status.get("containerStatuses") or ()), {})),
-        ready_since=str(ready.get("lastTransitionTime") or "") if answers else "",
+        scheduled_since=_since(scheduled),
+        ready_since=_since(ready),
         gated=bool(spec.get("schedulingGates")),
         disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
     )
+
+
+def _since(condition: Object) -> str:
+    """Since when a condition is True; empty while it is not."""
+    return str(condition.get("lastTransitionTime") or "") if condition.get("status") == "True" else ""
 
 
 def _container(status: Object) -> Container:
@@ -170,6 +179,7 @@ def _container(status: Object) -> Container:
         restarts=int(status.get("restartCount") or 0),
         waiting_reason=waiting.get("reason") or "",
         waiting_message=waiting.get("message") or "",
+        started_at=(state.get("running") or {}).get("startedAt") or "",
         ended=_ended(state.get("terminated")),
         last_ended=_ended((status.get("lastState") or {}).get("terminated")),
     )

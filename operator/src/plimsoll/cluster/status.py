@@ -23,6 +23,7 @@ from plimsoll.cluster.inspection import Inspection, Resolution
 from plimsoll.cluster.observed import Observed
 from plimsoll.cluster.progress import last_progress, lateness
 from plimsoll.cluster.replicas import Replicas
+from plimsoll.cluster.startup import startup
 from plimsoll.cluster.targets import Target
 from plimsoll.cluster.verification import measured, verify
 from plimsoll.cluster.wanted import held_revision, is_held_back
@@ -81,6 +82,7 @@ def compose_status(
         plans=list(target.plans),
         rejected=_rejected(observed),
         measured=measured(observed, target.plan),
+        startup=startup(observed, target.plan),
         replica_statuses=list(replicas.statuses),
         exclusions=_exclusions(observed, replicas),
         retried=resource.retry or before.retried,

@@ -49,6 +49,7 @@ from plimsoll.api.v1alpha1.status import (
     RejectedOption,
     ReplicaStatus,
     StageMemory,
+    StartupTime,
 )
 from plimsoll.api.v1alpha1.workload import (
     KVCachePrecision,
@@ -127,6 +128,7 @@ __all__ = [
     "SecretKeyRef",
     "ServiceSpec",
     "StageMemory",
+    "StartupTime",
     "Targets",
     "Toleration",
     "WeightsPrecision",

@@ -175,6 +175,16 @@ class MeasuredStage(Model):
     """Predicted total less measured total, in thousandths of the measured total."""
 
 
+class StartupTime(Model):
+    """How long one stage of a start took."""
+
+    stage: ShortText
+    """Scheduled, ImagePulled, Fetched, WeightsLoaded, WarmedUp, Ready; each begins where the one before it
+    ended."""
+    milliseconds: int
+    """Duration. Kubernetes tells whole seconds, the worker milliseconds."""
+
+
 class LastFailure(Model):
     """The last failure of a replica."""
 
@@ -261,6 +271,10 @@ class LLMDeploymentStatus(Model):
         Field(default_factory=list)
     )
     """What the workers measured."""
+    startup: Annotated[list[StartupTime], Field(max_length=8, json_schema_extra=list_map("stage"))] = Field(
+        default_factory=list
+    )
+    """How long the stages of the last start took."""
     replica_statuses: Annotated[
         list[ReplicaStatus], Field(max_length=192, json_schema_extra=list_map("revision", "replica"))
     ] = Field(default_factory=list)
