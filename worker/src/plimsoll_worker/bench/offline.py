@@ -1,30 +1,32 @@
 """The engine without its server: how many tokens a second, on made-up prompts of given lengths.
 
-    decode       sequences of `context` tokens: tokens a second while all decode, from the last one's first
-                 token to the first one's end
-    prefill      one prompt, submitted to first token
-    throughput   many requests at once, submitted to last token: prefill and decode mixed
+decode       sequences of `context` tokens: tokens a second while all decode, from the last one's first
+             token to the first one's end
+prefill      one prompt, submitted to first token
+throughput   many requests at once, submitted to last token: prefill and decode mixed
 """
 
 from __future__ import annotations
 
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from plimsoll_worker.bench.card import seconds
+import torch
+
 from plimsoll_worker.engine.block_pool import BlockPool
 from plimsoll_worker.engine.engine import Engine
+from plimsoll_worker.engine.graphs import DecodeGraphs
 from plimsoll_worker.engine.model_runner import ModelRunner
 from plimsoll_worker.engine.scheduler import Scheduler
 from plimsoll_worker.engine.sequence import SamplingParams, Sequence, TokenEvent
 
 REPEATS = 3
 DECODE_TOKENS = 128
-REPLAYS = 20
 WORKLOAD_TEMPERATURE = 0.6
 
 Json = dict[str, Any]
@@ -66,12 +68,45 @@ class Offline:
         run.end(scheduler.preemptions)
         return run
 
-    def step_seconds(self, batch: int) -> float | None:
-        """Device time of the last decode step, of `batch` sequences, alone; None: it has no graph."""
-        if not self._runner.replay(batch):
+    def step_seconds(self, requests: list[Request]) -> float | None:
+        """Device time of a decode step of all the requests together, without what lies between steps; None:
+        it has no graph."""
+        plain = self._runner.graphs
+        size = plain.bucket(len(requests))
+        if size is None or not torch.cuda.is_available():
             return None
-        # Many in a row: one launch costs the host more than a small model's step takes the device.
-        return seconds(lambda: [self._runner.replay(batch) for _ in range(REPLAYS)]) / REPLAYS
+        timed = TimedGraphs(plain)
+        self._runner.graphs = timed
+        try:
+            self.run(requests, 0.0)
+        finally:
+            self._runner.graphs = plain
+        torch.cuda.synchronize()
+        steps = [begin.elapsed_time(end) / 1000 for begin, end in timed.steps[size]]
+        return median(steps)
+
+
+class TimedGraphs(DecodeGraphs):
+    """Marks where the device begins and ends each step."""
+
+    def __init__(self, graphs: DecodeGraphs) -> None:
+        super().__init__(graphs.sizes)
+        self.steps: dict[int, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = defaultdict(list)
+        self._graphs = graphs
+
+    def forward(self, size: int) -> None:
+        self._begin = _mark()
+        self._graphs.forward(size)
+
+    def sample(self, size: int) -> None:
+        self._graphs.sample(size)
+        self.steps[size].append((self._begin, _mark()))
+
+
+def _mark() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
 
 
 class Run:
@@ -128,8 +163,8 @@ class Run:
 def decode(offline: Offline, *, batch: int, context: int, tokens: int = DECODE_TOKENS) -> Json:
     """Greedy decoding of `batch` sequences that begin at `context` tokens.
 
-    `deviceSecondsPerStep` is the last step by itself, replayed: what is missing to the whole step, in which
-    the device has nothing to do, is `idlePermille`.
+    `deviceSecondsPerStep` is what the device works on one step: what is missing to the time of a step, in
+    which it has nothing to do, is `idlePermille`.
     """
     requests = [Request(context, tokens + 1)] * batch
     found = _median(
@@ -137,7 +172,7 @@ def decode(offline: Offline, *, batch: int, context: int, tokens: int = DECODE_T
         {"batch": batch, "contextTokens": context, "decodedTokens": tokens},
         "tokensPerSecond",
     )
-    step = offline.step_seconds(batch)
+    step = offline.step_seconds(requests)
     if step is not None:
         found["deviceSecondsPerStep"] = round(step, 7)
         found["idlePermille"] = round(1000 * (1 - step * found["tokensPerSecond"] / batch))

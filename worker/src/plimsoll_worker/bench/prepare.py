@@ -4,18 +4,21 @@ closed."""
 from __future__ import annotations
 
 import argparse
+import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from plimsoll_worker.bench.random_weights import random_model
 from plimsoll_worker.bench.shapes import SHAPES
 from plimsoll_worker.engine.capacity import Ledger, warm_up
 from plimsoll_worker.engine.model_runner import ModelRunner
 from plimsoll_worker.launch import Device, Launch, LayerRange, Precision, PredictedMemory, WeightsScheme
-from plimsoll_worker.loading.weights import DTYPES
+from plimsoll_worker.loading.random_weights import RandomCheckpoint
+from plimsoll_worker.loading.weights import load_model
 from plimsoll_worker.memory import DeviceMemory, open_device
 
 NOTHING = PredictedMemory(
@@ -52,9 +55,10 @@ def prepare(arguments: argparse.Namespace, device: torch.device, reached: Callab
     gpu = device.type == "cuda"
     memory = open_device(Device.GPU if gpu else Device.CPU)
     precision = Precision.BF16 if gpu else Precision.FP32
-    model = random_model(
-        SHAPES[arguments.shape], device=device, dtype=DTYPES[precision], context=arguments.context
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(SHAPES[arguments.shape]), encoding="utf-8")
+        checkpoint = RandomCheckpoint(Path(folder))
+    model = load_model(checkpoint, device=device, precision=precision, context=arguments.context)
     reached("weightsMade")
     line = _line(memory)
     per_token = model.config.kv_bytes_per_token(precision)
