@@ -32,7 +32,12 @@ NEAR = {"fp32": 1e-3, "bf16": 0.25}
 differ by more than many gaps between first and second."""
 SMALL: dict[str, Json] = {
     "llama": {"num_key_value_heads": 2},
-    "llama, one key head for three": {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64},
+    "llama, one key head for three": {
+        "hidden_size": 576,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+    },
     "qwen3": {"num_key_value_heads": 4, "head_dim": 128},
 }
 CASES = (

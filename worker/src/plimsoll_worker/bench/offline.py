@@ -82,7 +82,7 @@ class Offline:
         finally:
             self._runner.graphs = plain
         torch.cuda.synchronize()
-        steps = [begin.elapsed_time(end) / 1000 for begin, end in timed.steps[size]]
+        steps: list[float] = [begin.elapsed_time(end) / 1000 for begin, end in timed.steps[size]]
         return median(steps)
 
 

@@ -56,7 +56,7 @@ class ModelRunner:
         pinned = device.type == "cuda"
         self._read = [torch.zeros(max_sequences, dtype=torch.int64, pin_memory=pinned) for _ in range(TURNS)]
         self._turn = 0
-        self._graphs = DecodeGraphs(())
+        self.graphs = DecodeGraphs(())
 
     @property
     def workspace_bytes(self) -> int:
@@ -116,17 +116,7 @@ class ModelRunner:
             forward()
             sample()
             graphs.add(size, recorder.record(forward), recorder.record(sample))
-        self._graphs = graphs
-
-    def replay(self, sequences: int) -> bool:
-        """Compute the last decode step, which was of so many sequences, again: what it takes without the
-        engine around it. False: there is no graph of it."""
-        size = self._graphs.bucket(sequences)
-        if size is None:
-            return False
-        self._graphs.forward(size)
-        self._graphs.sample(size)
-        return True
+        self.graphs = graphs
 
     @torch.inference_mode()
     def rehearse(self) -> None:
@@ -148,20 +138,20 @@ class ModelRunner:
                 self._tables.forget(part.sequence.slot)
 
     def _decode(self, step: Ordered[Scheduled], layers: int | None) -> dict[int, LogprobRow]:
-        size = self._graphs.bucket(len(step))
+        size = self.graphs.bucket(len(step))
         inputs = self._stage(step, size, samples=len(step))
         if size is None:
             return self._choose(self._forward(inputs, layers), inputs, step)
-        self._graphs.forward(size)
+        self.graphs.forward(size)
         if all(part.sequence.params.plain for part in step):
-            self._graphs.sample(size)
+            self.graphs.sample(size)
             return {}
         return self._choose(self._hidden[:size], inputs, step)
 
     def _mixed(
         self, step: Ordered[Scheduled], rows: Ordered[Scheduled], layers: int | None
     ) -> dict[int, LogprobRow]:
-        samples = self._graphs.bucket(len(rows)) or len(rows)
+        samples = self.graphs.bucket(len(rows)) or len(rows)
         inputs = self._stage(step, None, samples=samples if rows else 0)
         hidden = self._forward(inputs, layers)
         return self._choose(hidden.index_select(0, inputs.last_tokens), inputs, rows) if rows else {}
