@@ -12,10 +12,11 @@ import transformers
 from tests.unit.worker.decoding import paged, sequence, steps
 
 from plimsoll_worker.errors import ModelUnsupported
-from plimsoll_worker.launch import Precision
+from plimsoll_worker.launch import CAPABILITIES, Precision
 from plimsoll_worker.loading.checkpoint import open_checkpoint
 from plimsoll_worker.loading.weights import load_model
 from plimsoll_worker.models.decoder import Decoder
+from plimsoll_worker.models.families import FAMILIES
 
 SMALL = {
     "hidden_size": 48,
@@ -213,6 +214,11 @@ def test_answers_are_transformers_answers(kind: str, changes: Mapping[str, objec
     ours = opened(tmp_path)
     assert_same_answers(ours, text, logits, max_batched_tokens=64)
     assert_same_answers(ours, text, logits, max_batched_tokens=5)
+
+
+def test_every_architecture_that_is_offered_is_held_against_transformers() -> None:
+    held = {configuration(kind).model_type for kind, _ in CASES.values()}
+    assert held == set(CAPABILITIES.architectures) == set(FAMILIES)
 
 
 def test_longrope_takes_the_short_factors_where_no_long_context_is_served(tmp_path: Path) -> None:

@@ -96,9 +96,11 @@ class _Buffer:
         self._stream = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
 
     def send(self, chunk: torch.Tensor, target: torch.Tensor) -> None:
-        """Begin to copy a chunk of this buffer. Conversion happens where the target is."""
+        """Begin to copy a chunk of this buffer. It is converted where the target is."""
         with torch.cuda.stream(self._stream):
-            target.copy_(chunk.to(self._device, non_blocking=True), non_blocking=True)
+            if chunk.dtype != target.dtype:
+                chunk = chunk.to(self._device, non_blocking=True)
+            target.copy_(chunk, non_blocking=True)
 
     def wait(self) -> None:
         """Until what was sent has arrived."""
