@@ -32,9 +32,11 @@ class Room:
     def snapshot(self, requests: Iterable[DeploymentRequest]) -> Snapshot:
         return Snapshot(self.nodes, self.pods, tuple(requests), CAPABILITIES, profiles=self.profiles)
 
-    def without(self, pods: Iterable[OwnPod]) -> Room:
+    def without(self, owner: str, pods: Iterable[OwnPod]) -> Room:
+        """Without these pods, and without what is only promised to their owner."""
         gone = {pod.uid for pod in pods}
-        return replace(self, pods=tuple(pod for pod in self.pods if pod.uid not in gone))
+        kept = (pod for pod in self.pods if pod.uid not in gone and (pod.uid or pod.owner_uid != owner))
+        return replace(self, pods=tuple(kept))
 
     def free_gpus(self, found: Iterable[Standing], resources: Iterable[str]) -> dict[str, int]:
         """On the nodes of these replicas, of these extended resources."""

@@ -14,6 +14,7 @@ from plimsoll.cluster.case import Case, Requests, Room
 from plimsoll.cluster.course import Course, intend
 from plimsoll.cluster.inspection import inspect_model
 from plimsoll.cluster.observed import Observed
+from plimsoll.cluster.promises import Promises
 from plimsoll.cluster.steering import PLANNER_FAILED, Steering
 from plimsoll.cluster.targets import plans_in_force, standing_replicas
 from plimsoll.cluster.wanted import wanted
@@ -32,7 +33,17 @@ def decide(observed: Iterable[Observed], room: Room) -> Mapping[str, Course]:
     for case in cases:
         requests |= case.requests(case.intent, room.priorities)
     decisions, sound = _plan(room, requests)
-    return {case.uid: Steering(case, room, sound, decisions).course() for case in cases}
+    promises = Promises(room, sound, decisions)
+    return {case.uid: _course(case, promises, decisions) for case in cases}
+
+
+def _course(case: Case, promises: Promises, decisions: Mapping[str, Decision]) -> Course:
+    """What stands goes on where working out the next step fails."""
+    try:
+        return Steering(case, promises, decisions).course()
+    except Exception as error:
+        log.exception("planning again fails with %s/%s", *case.observed.resource.key)
+        return Course(_fault(error), case.intent)
 
 
 def _case(one: Observed, room: Room) -> Case:
@@ -64,8 +75,12 @@ def _plan(room: Room, requests: Requests) -> tuple[dict[str, Decision], Requests
             plan(room.snapshot([*sound.values(), request]))
         except Exception as error:
             log.exception("planning fails with %s/%s", request.namespace, request.name)
-            message = f"planning failed, this is a fault of Plimsoll: {type(error).__name__}: {error}"
-            faulty[uid] = Decision(None, Rejection(PLANNER_FAILED, message))
+            faulty[uid] = _fault(error)
         else:
             sound[uid] = request
     return dict(plan(room.snapshot(sound.values()))) | faulty, sound
+
+
+def _fault(error: Exception) -> Decision:
+    message = f"planning failed, this is a fault of Plimsoll: {type(error).__name__}: {error}"
+    return Decision(None, Rejection(PLANNER_FAILED, message))

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from plimsoll.api.v1alpha1 import PlanStatus, RolloutStrategy
-from plimsoll.cluster.case import Case, Requests, Room
+from plimsoll.cluster.case import Case
 from plimsoll.cluster.course import Course, Intent, Manner, one_more
 from plimsoll.cluster.own_pods import OwnPod
+from plimsoll.cluster.promises import Promises
 from plimsoll.cluster.standing import Standing, worth
 from plimsoll.planning.plan import plan
 from plimsoll.planning.rejections import ENGINE_UNSUPPORTED
@@ -38,13 +39,13 @@ class _Try:
 class Steering:
     """From the decisions over all resources to the course of one."""
 
-    def __init__(self, case: Case, room: Room, sound: Requests, decisions: Mapping[str, Decision]) -> None:
-        self._case, self._room, self._sound, self._decisions = case, room, sound, decisions
+    def __init__(self, case: Case, room: Promises, decisions: Mapping[str, Decision]) -> None:
+        self._case, self._room, self._decisions = case, room, decisions
 
     def course(self) -> Course:
         case = self._case
         first = _Try(case.intent, self._decisions)
-        if case.revision is None or case.uid not in self._sound:
+        if case.revision is None:
             return self._taken(first)
         if self._unplaced(first) and case.leaving(case.intent) and self._room_would_help(first):
             again = self._without_leaving(case.intent)
@@ -57,7 +58,7 @@ class Steering:
             case.spec.rollout.strategy is RolloutStrategy.RECREATE
             and len(case.intent.update) < case.spec.replicas
         )
-        if recreates and not self._unplaced(first):
+        if recreates and self._decisions[case.uid].plan and not self._unplaced(first):
             return self._taken(self._drained(one_more(case.intent)) or first)
         return self._taken(first)
 
@@ -84,19 +85,8 @@ class Steering:
         """Plans one resource into the room of its own pods that leave. Everybody else keeps what was just
         decided, and asks for nothing more."""
         case = self._case
-        others = {
-            uid: replace(
-                request,
-                current=self._decisions[uid].plan,
-                replicas=tuple(sorted({place.replica for place in self._decisions[uid].placements})),
-                pinned=self._decisions[uid].plan is not None,
-            )
-            for uid, request in self._sound.items()
-            if request.owner != case.uid
-        }
-        own = case.requests(intent, self._room.priorities)
-        rest = self._room.without(case.leaving(intent))
-        answers = plan(rest.snapshot([*others.values(), *own.values()]))
+        rest = self._room.promised().without(case.uid, case.leaving(intent))
+        answers = plan(rest.snapshot(case.requests(intent, rest.priorities).values()))
         return _Try(intent, answers, in_own_place=True)
 
     def _unplaced(self, tried: _Try) -> Sequence[int]:
