@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 from plimsoll import health, logs
 from plimsoll.actuate.apply import Executor
 from plimsoll.actuate.recorder import Recorder
+from plimsoll.cluster.calm import Calm
 from plimsoll.cluster.feeds import feeds
 from plimsoll.cluster.gauges import ClusterGauges
 from plimsoll.cluster.kube import Kube
@@ -43,7 +44,8 @@ def main() -> None:
     heartbeat = health.Heartbeat()
     reports = Reports(trigger.fire)
     instance = os.environ.get("HOSTNAME", "plimsoll")
-    recorder = Recorder(kube, instance)
+    calm = Calm()
+    recorder = Recorder(kube, instance, calm)
     reconciler = Reconciler(
         kube,
         state,
@@ -53,6 +55,7 @@ def main() -> None:
         trigger,
         heartbeat,
         leader,
+        calm,
         ProfileKeeper(kube, settings.namespace, instance),
         Terms.of(settings),
         synced=lambda: all(reflector.synced for reflector in reflectors),

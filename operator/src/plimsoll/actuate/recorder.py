@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
@@ -18,6 +19,7 @@ from plimsoll import metrics
 from plimsoll.actuate import events
 from plimsoll.actuate.ownership import Owner
 from plimsoll.cluster import kube as api
+from plimsoll.cluster.calm import Calm
 from plimsoll.cluster.informer import Backoff
 from plimsoll.cluster.observed import EmitEvent
 
@@ -26,20 +28,18 @@ log = logging.getLogger(__name__)
 WAITING = 2000
 """About what 500 resources that come at once have to tell."""
 THREADS = 2
-"""Few: when the API server is the bottleneck, events must not take what pods need."""
 
 
 class Recorder:
     """`tell` from any thread. `instance` is this program's pod."""
 
     def __init__(
-        self, kube: api.Kube, instance: str, *, pause: Callable[[float], object] | None = None
+        self, kube: api.Kube, instance: str, calm: Calm, *, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
-        self._kube, self._instance = kube, instance
-        self._waiting: deque[dict[str, Any]] = deque()
+        self._kube, self._instance, self._calm, self._monotonic = kube, instance, calm, monotonic
+        self._waiting: deque[tuple[float, dict[str, Any]]] = deque()
         self._changed = threading.Condition()
         self._stopped = threading.Event()
-        self._pause = pause or self._stopped.wait
         self._threads = [
             threading.Thread(target=self.run, name=f"events-{number}", daemon=True)
             for number in range(THREADS)
@@ -51,7 +51,7 @@ class Recorder:
             if len(self._waiting) == WAITING:
                 self._waiting.popleft()
                 metrics.EVENTS_DROPPED.inc()
-            self._waiting.append(body)
+            self._waiting.append((self._monotonic(), body))
             self._changed.notify()
 
     def start(self) -> None:
@@ -69,7 +69,10 @@ class Recorder:
 
     def run(self) -> None:
         backoff = Backoff()
-        while body := self._next():
+        while waiting := self._next():
+            told_at, body = waiting
+            if not self._stopped.is_set():
+                self._calm.wait(told_at)
             try:
                 self._kube.create(api.EVENTS, body["metadata"]["namespace"], body)
                 backoff.reset()
@@ -78,13 +81,13 @@ class Recorder:
                 if self._stopped.is_set():
                     return
                 with self._changed:
-                    self._waiting.appendleft(body)
-                self._pause(backoff.next())
+                    self._waiting.appendleft(waiting)
+                self._stopped.wait(backoff.next())
             except api.KubeError as error:
                 # Posted by an earlier try whose answer was lost, or its namespace is going.
                 log.info("event %s is not posted: %s", body["reason"], error.message)
 
-    def _next(self) -> dict[str, Any] | None:
+    def _next(self) -> tuple[float, dict[str, Any]] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._stopped.is_set())
             return self._waiting.popleft() if self._waiting else None

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 
 from plimsoll import metrics
 from plimsoll.actuate.apply import Executor
+from plimsoll.cluster.calm import Calm
 from plimsoll.cluster.course import Course
 from plimsoll.cluster.decisions import Room, decide
 from plimsoll.cluster.informer import Backoff
@@ -56,6 +57,7 @@ class Reconciler:
         trigger: Trigger,
         heartbeat: Heartbeat,
         leader: Leader,
+        calm: Calm,
         profiles: ProfileKeeper,
         terms: Terms,
         *,
@@ -73,7 +75,7 @@ class Reconciler:
         self._settled: dict[str, tuple[Observed, Outcome]] = {}
         self._relist_at = 0.0
         self._backoff = Backoff()
-        self._writing = Writing(executor, trigger.fire, monotonic=monotonic)
+        self._writing = Writing(executor, trigger.fire, calm, monotonic=monotonic)
 
     def run(self) -> None:
         """Until the trigger is stopped. Nothing but a stop ends the loop: a round that fails is told, and the

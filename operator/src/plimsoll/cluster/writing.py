@@ -1,7 +1,7 @@
 """Carries out what a round decided: resources in parallel, the actions of one in order, and not all at once.
 
     revision, status, pods ─► the round waits for them: the next plan must see them
-    Services, old revisions ─► follow while the next round plans
+    Services, old revisions ─► follow while the next round plans, and events; both give way to a rush
     status without a decision ─► at most every other second, and after the decisions of others
     a resource whose writes failed ─► left alone for a while; it is planned all the same
 
@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from plimsoll.actuate.apply import Ending, Executor, Result
+from plimsoll.cluster.calm import Calm
 from plimsoll.cluster.observed import (
     Action,
     ApplyObject,
@@ -33,12 +34,11 @@ from plimsoll.cluster.state import ClusterView
 
 log = logging.getLogger(__name__)
 
-WRITERS, LATER_WRITERS = 16, 2
-"""Few for what can wait: when the API server is the bottleneck, who asks more gets more."""
+WRITERS, LATER_WRITERS = 16, 4
 STATUS_SECONDS = 2.0
 """A pod that starts passes several states in a second; a status that tells progress waits for the last."""
 PATIENCE_SECONDS = 5.0
-"""How long such a status gives way to pods of others."""
+"""How long such a status gives way to decisions and pods of others."""
 LONGEST_PAUSE_SECONDS = 60.0
 LATER = (ApplyObject, DeleteRevision)
 
@@ -60,10 +60,12 @@ class Writing:
         self,
         executor: Executor,
         on_change: Callable[[], None],
+        calm: Calm,
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._executor, self._on_change, self._monotonic = executor, on_change, monotonic
+        self._executor, self._on_change, self._calm = executor, on_change, calm
+        self._monotonic = monotonic
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         self._later = ThreadPoolExecutor(LATER_WRITERS, thread_name_prefix="later")
         self._lock = threading.Lock()
@@ -82,6 +84,7 @@ class Writing:
         now = self._monotonic()
         self._forget({one.resource.uid for one, _ in steps})
         urgent = any(_decides(one, outcome) for one, outcome in steps)
+        self._calm.tell(urgent=urgent)
         results: dict[str, Result] = {}
         pending: dict[str, Future[Result]] = {}
         for one, outcome in steps:
@@ -106,6 +109,7 @@ class Writing:
             ]
 
     def close(self) -> None:
+        self._calm.tell(urgent=False)
         self._writers.shutdown(wait=True, cancel_futures=True)
         self._later.shutdown(wait=True, cancel_futures=True)
 
@@ -119,7 +123,7 @@ class Writing:
     def _follow(self, one: Observed, outcome: Outcome, view: ClusterView, seen_at: float) -> None:
         later = [action for action in outcome.actions if isinstance(action, LATER)]
         if later and self._claim(one.resource.uid, seen_at):
-            self._later.submit(self._write_later, one, later, outcome.memory, view)
+            self._later.submit(self._write_later, one, later, outcome.memory, view, seen_at)
 
     def _claim(self, uid: str, seen_at: float) -> bool:
         with self._lock:
@@ -133,8 +137,9 @@ class Writing:
             return True
 
     def _write_later(
-        self, one: Observed, actions: Sequence[Action], memory: Memory, view: ClusterView
+        self, one: Observed, actions: Sequence[Action], memory: Memory, view: ClusterView, since: float
     ) -> None:
+        self._calm.wait(since)
         uid = one.resource.uid
         result = self._do(one, actions, memory, view)
         with self._lock:
