@@ -59,6 +59,24 @@ def _finish(
 
 
 @triton.jit
+def _weights(
+    weight,
+    row,
+    start,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """(BLOCK_N, BLOCK_K): rows `row` (BLOCK_N) of the weight from column `start`; 0 past its edges."""
+    k = start + tl.arange(0, BLOCK_K)
+    at = weight + row.to(tl.int64)[:, None] * INPUTS + k[None, :]
+    if INPUTS % BLOCK_K == 0 and OUTPUTS % BLOCK_N == 0:
+        return tl.load(at, mask=start < INPUTS, other=0.0, eviction_policy="evict_first")
+    return tl.load(at, mask=(row < OUTPUTS)[:, None] & (k < INPUTS)[None, :], other=0.0)
+
+
+@triton.jit
 def _row(
     x,
     norm_weight,
@@ -78,62 +96,58 @@ def _row(
     RESIDUAL: tl.constexpr,
     GATED: tl.constexpr,
     SILU: tl.constexpr,
+    DEEP: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One row of x (INPUTS) → BLOCK_N of OUTPUTS columns. OUTPUTS is the width of the answer: with GATED the
     weight has twice as many rows."""
-    EVEN: tl.constexpr = (INPUTS % BLOCK_K == 0) and (OUTPUTS % BLOCK_N == 0)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = column < OUTPUTS
     k = tl.arange(0, BLOCK_K)
-    line = weight + column.to(tl.int64)[:, None] * INPUTS + k[None, :]
-    other = line + OUTPUTS * INPUTS if GATED else line
-    first = inside[:, None] & (k < INPUTS)[None, :]
-    if EVEN:
-        tile = tl.load(line, eviction_policy="evict_first")
-        tile_other = tl.load(other, eviction_policy="evict_first") if GATED else tile
-    else:
-        tile = tl.load(line, mask=first, other=0.0)
-        tile_other = tl.load(other, mask=first, other=0.0) if GATED else tile
+    up = weight + OUTPUTS * INPUTS if GATED else weight
+    tile = _weights(weight, column, 0, INPUTS, OUTPUTS, BLOCK_N, BLOCK_K)
+    tile_up = _weights(up, column, 0, INPUTS, OUTPUTS, BLOCK_N, BLOCK_K) if GATED else tile
+    following = _weights(weight, column, BLOCK_K, INPUTS, OUTPUTS, BLOCK_N, BLOCK_K) if DEEP else tile
+    following_up = (
+        _weights(up, column, BLOCK_K, INPUTS, OUTPUTS, BLOCK_N, BLOCK_K) if DEEP and GATED else tile
+    )
     await_inputs(PDL)
     release_next(PDL)
     squares = tl.zeros([BLOCK_K], tl.float32)
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    acc_other = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    acc_up = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     for start in range(0, INPUTS, BLOCK_K):
-        # The next tile is on its way while this one is multiplied.
-        ahead = start + BLOCK_K
-        if EVEN:
-            more = ahead < INPUTS
-            following = tl.load(line + ahead, mask=more, eviction_policy="evict_first")
-            following_other = (
-                tl.load(other + ahead, mask=more, eviction_policy="evict_first") if GATED else following
-            )
-            part = tl.load(x + start + k).to(tl.float32)
-        else:
-            more = inside[:, None] & (ahead + k < INPUTS)[None, :]
-            following = tl.load(line + ahead, mask=more, other=0.0)
-            following_other = tl.load(other + ahead, mask=more, other=0.0) if GATED else following
-            part = tl.load(x + start + k, mask=start + k < INPUTS, other=0.0).to(tl.float32)
+        # The next tile, or with DEEP the next two, are on their way while this one is multiplied.
+        ahead = start + (2 if DEEP else 1) * BLOCK_K
+        later = _weights(weight, column, ahead, INPUTS, OUTPUTS, BLOCK_N, BLOCK_K)
+        later_up = _weights(up, column, ahead, INPUTS, OUTPUTS, BLOCK_N, BLOCK_K) if GATED else later
+        there = (start + k < INPUTS) | (INPUTS % BLOCK_K == 0)
+        part = tl.load(x + start + k, mask=there, other=0.0).to(tl.float32)
         if NORM:
             squares += part * part
-            part *= (
-                tl.load(norm_weight + start + k, mask=start + k < INPUTS, other=0.0).to(tl.float32) + offset
-            )
+            part *= tl.load(norm_weight + start + k, mask=there, other=0.0).to(tl.float32) + offset
         acc += tile.to(tl.float32) * part[None, :]
         if GATED:
-            acc_other += tile_other.to(tl.float32) * part[None, :]
-        tile = following
-        tile_other = following_other
+            acc_up += tile_up.to(tl.float32) * part[None, :]
+        if DEEP:
+            tile = following
+            tile_up = following_up if GATED else tile
+            following = later
+            following_up = later_up
+        else:
+            tile = later
+            tile_up = later_up
     value = tl.sum(acc, axis=1)
     gate = value
     if GATED:
-        value = tl.sum(acc_other, axis=1)
+        value = tl.sum(acc_up, axis=1)
     if NORM:
         factor = tl.rsqrt(tl.sum(squares, axis=0) / INPUTS + eps)
         value *= factor
         gate *= factor
-    _finish(value, gate, column, 0, bias, residual, out, scale, OUTPUTS, inside, BIAS, RESIDUAL, GATED, SILU)
+    _finish(
+        value, gate, column, 0, bias, residual, out, scale, OUTPUTS, column < OUTPUTS,
+        BIAS, RESIDUAL, GATED, SILU,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -212,15 +226,21 @@ class Tiles:
     block_k: int
     warps: int
     stages: int = 1
+    deep: bool = False
+    """One row: two steps are on their way, not one."""
 
 
-# The best, or within 0.5 % of the step, in chains of whole layers of Llama-3.1-8B and Qwen3-0.6B shapes on an
-# H100, 2026-11-23 (tests/gpu/kernels_on_gpu.py --sections tune). Wide steps win: the memory likes long rows.
+# The best on an H200, or within 1 % of a layer's time, and within 1.5 % on an H100, in chains of whole layers
+# of Llama-3.1-8B and Qwen3-0.6B shapes, 2026-11-23 (tests/gpu/kernels_on_gpu.py --sections tune).
 ONE_ROW = (Tiles(4, 2048, 8), Tiles(4, 1024, 4), Tiles(4, 512, 2), Tiles(4, 256, 1))
-ONE_ROW_GATED = (Tiles(1, 4096, 8), Tiles(1, 512, 1), Tiles(1, 256, 1))
+ONE_ROW_LARGE = (Tiles(2, 1024, 2), Tiles(4, 512, 2), Tiles(4, 256, 1))
+ONE_ROW_GATED = (Tiles(1, 512, 1), Tiles(1, 256, 1))
 ROWS_NARROW = Tiles(16, 256, 2, 6)
 ROWS = Tiles(16, 256, 2, 4)
 ROWS_WIDE = Tiles(32, 256, 4, 3)
+LARGE = 1 << 25
+"""Elements of a weight from which it is large, unless its rows are short."""
+SHORT_INPUTS = 2048
 NARROW, WIDE = 4096, 16384
 """Outputs up to which a weight is narrow, and from which it is wide."""
 
@@ -228,7 +248,8 @@ NARROW, WIDE = 4096, 16384
 def tiles_for(rows: int, inputs: int, outputs: int, *, gated: bool) -> Tiles:
     """Tiles for x (rows, inputs) and `outputs` columns of answer. Steps divide `inputs` where any can."""
     if rows == 1:
-        family = ONE_ROW_GATED if gated else ONE_ROW
+        large = inputs * outputs > LARGE and inputs >= SHORT_INPUTS
+        family = ONE_ROW_GATED if gated else ONE_ROW_LARGE if large else ONE_ROW
         return next((tiles for tiles in family if inputs % tiles.block_k == 0), family[-1])
     wide = gated or outputs > WIDE
     tiles = ROWS_WIDE if wide else ROWS_NARROW if outputs <= NARROW else ROWS
@@ -280,7 +301,7 @@ def fused_linear(
         out,
     )
     if rows == 1:
-        _row[grid](*tensors, eps, offset, scale, **shape, **device.options)
+        _row[grid](*tensors, eps, offset, scale, DEEP=tiles.deep, **shape, **device.options)
     else:
         block_m = max(16, triton.next_power_of_2(rows))
         _rows[grid](*tensors, rows, eps, offset, scale, BLOCK_M=block_m, **shape, **device.options)

@@ -78,7 +78,8 @@ def rope_store(
     eps: float = 1e-6,
     norm_offset: float = 0.0,
 ) -> Tensor:
-    queries, keys, values = qkv.view(qkv.shape[0], -1, head_dim).split((heads, kv_heads, kv_heads), dim=1)
+    parts = qkv.view(qkv.shape[0], -1, head_dim)
+    queries, keys, values = torch.split(parts, [heads, kv_heads, kv_heads], dim=1)
     if q_norm is not None:
         queries = rms_norm(queries, q_norm, eps, offset=norm_offset)
     if k_norm is not None:

@@ -17,7 +17,7 @@ BLOCK = 1024
 MAX_CHUNKS = 128
 
 
-@triton.jit(do_not_specialize=["vocabulary", "chunk"])
+@triton.jit(do_not_specialize=["vocabulary", "chunk", "chunks"])
 def _best_of_chunk(
     logits,
     temperature,
@@ -28,7 +28,7 @@ def _best_of_chunk(
     vocabulary,
     chunk,
     row_stride,
-    CHUNKS: tl.constexpr,
+    chunks,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -58,19 +58,19 @@ def _best_of_chunk(
         most = tl.where(better, value, most)
         where = tl.where(better, token, where)
     top = tl.max(most, axis=0)
-    tl.store(best + row * CHUNKS + part, top)
-    tl.store(best_token + row * CHUNKS + part, tl.min(tl.where(most == top, where, vocabulary), axis=0))
+    tl.store(best + row * chunks + part, top)
+    tl.store(best_token + row * chunks + part, tl.min(tl.where(most == top, where, vocabulary), axis=0))
 
 
-@triton.jit
-def _best_of_row(best, best_token, tokens, CHUNKS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+@triton.jit(do_not_specialize=["chunks"])
+def _best_of_row(best, best_token, tokens, chunks, BLOCK: tl.constexpr, PDL: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, BLOCK)
-    there = part < CHUNKS
+    there = part < chunks
     await_inputs(PDL)
     release_next(PDL)
-    value = tl.load(best + row * CHUNKS + part, mask=there, other=-float("inf"))
-    token = tl.load(best_token + row * CHUNKS + part, mask=there, other=2147483647)
+    value = tl.load(best + row * chunks + part, mask=there, other=-float("inf"))
+    token = tl.load(best_token + row * chunks + part, mask=there, other=2147483647)
     top = tl.max(value, axis=0)
     tl.store(tokens + row, tl.min(tl.where(there & (value == top), token, 2147483647), axis=0).to(tl.int64))
 
@@ -95,7 +95,7 @@ def sample(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor
         vocabulary,
         chunk,
         logits.stride(0),
-        CHUNKS=chunks,
+        chunks,
         BLOCK=BLOCK,
         PDL=device.dependent_launch,
         num_warps=4,
@@ -105,8 +105,8 @@ def sample(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor
         best,
         best_token,
         tokens,
-        CHUNKS=chunks,
-        BLOCK=triton.next_power_of_2(chunks),
+        chunks,
+        BLOCK=MAX_CHUNKS,
         PDL=device.dependent_launch,
         num_warps=1,
         **device.options,
