@@ -42,6 +42,7 @@ def config_from_json(
     heads = fields.integer("num_attention_heads")
     hidden = fields.integer("hidden_size")
     head_dim = fields.integer("head_dim", hidden // heads)
+    multipliers = fields if family.multipliers else Fields({}, source)
     biases = family.biases == "attention_bias" and fields.flag("attention_bias", default=False)
     eos = _token_ids(values.get("eos_token_id")) | _token_ids((generation or {}).get("eos_token_id"))
     return ModelConfig(
@@ -65,9 +66,9 @@ def config_from_json(
         attention_scale=_attention_scale(fields, family, head_dim),
         attention_softcap=fields.optional_number("attn_logit_softcapping") if family.gemma else None,
         logits_softcap=fields.optional_number("final_logit_softcapping") if family.gemma else None,
-        logits_scale=1.0 / fields.number("logits_scaling", 1.0) if architecture == "granite" else 1.0,
-        embedding_scale=hidden**0.5 if family.gemma else fields.number("embedding_multiplier", 1.0),
-        residual_scale=fields.number("residual_multiplier", 1.0),
+        logits_scale=1.0 / multipliers.number("logits_scaling", 1.0),
+        embedding_scale=hidden**0.5 if family.gemma else multipliers.number("embedding_multiplier", 1.0),
+        residual_scale=multipliers.number("residual_multiplier", 1.0),
         experts=_experts(fields, family),
         tied=fields.flag("tie_word_embeddings", default=False),
         eos_token_ids=tuple(sorted(eos)),
@@ -142,7 +143,7 @@ def _experts(fields: Fields, family: Family) -> ExpertsConfig | None:
 def _attention_scale(fields: Fields, family: Family, head_dim: int) -> float:
     if family.gemma:
         return 1.0 / math.sqrt(fields.number("query_pre_attn_scalar"))
-    return fields.number("attention_multiplier", head_dim**-0.5)
+    return fields.number("attention_multiplier") if family.multipliers else 1.0 / math.sqrt(head_dim)
 
 
 def _activation(fields: Fields, name: str) -> Activation:

@@ -41,6 +41,9 @@ class Family:
     gemma: bool = False
     """Norm weights around 0, norms on both sides, embeddings times the root of their width, and
     `query_pre_attn_scalar` in place of the head's width."""
+    multipliers: bool = False
+    """`embedding_multiplier`, `attention_multiplier`, `residual_multiplier` and `logits_scaling` are
+    obeyed."""
     local_rope: bool = False
     """Layers with a window have a rope base of their own."""
     partial_rotary: bool = False
@@ -147,6 +150,7 @@ FAMILIES: Mapping[str, Family] = {
         defaults={**_COMMON, "max_position_embeddings": 2048, "attention_multiplier": 1.0},
         biases="attention_bias",
         mlp_biases=True,
+        multipliers=True,
         interleaved_pairs=True,
     ),
     "mixtral": Family(
