@@ -207,6 +207,10 @@ def test_a_service_deleted_or_edited_by_hand_comes_back() -> None:
     assert kinds(world.outcome("small").actions) == ["WriteStatus", "ApplyObject", "ApplyObject"]
     world.step()
     assert world.condition("small", "Ready")["reason"] == "Exposing", "nobody reaches it now"
+    del world.services["small"]
+    wake = world.outcome("small").wake_at
+    assert wake is not None
+    assert (wake - world.now).total_seconds() == 1, "the arrival of a Service wakes nobody"
     world.settle()
     assert world.services["small-workers"]["spec"]["publishNotReadyAddresses"] is True
     assert world.condition("small", "Ready")["status"] == "True"

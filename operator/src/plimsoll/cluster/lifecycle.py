@@ -10,6 +10,7 @@ decision, so going on never makes a second set.
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 from plimsoll.actuate.revisions import Revision
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec, LLMDeploymentStatus, PlanMode
@@ -32,6 +33,9 @@ from plimsoll.cluster.status import compose_status
 from plimsoll.cluster.targets import Target, choose_target
 from plimsoll.cluster.transitions import events
 from plimsoll.cluster.wanted import wanted
+
+EXPOSED_WITHIN = timedelta(seconds=1)
+"""Services follow what is planned, and their arrival wakes nobody; Ready waits for them."""
 
 
 def next_actions(observed: Observed) -> Outcome:
@@ -59,8 +63,8 @@ def next_actions(observed: Observed) -> Outcome:
     actions += replicas.deletes
     actions += replicas.creates
     actions += replicas.opens
-    if revision and resource.spec.plan.mode is PlanMode.APPLY:
-        actions += exposure(observed, resource.spec, target)
+    exposed = exposure(observed, resource.spec, target) if revision and _applies(resource.spec) else []
+    actions += exposed
     actions += _stale_revisions(observed, revision, target)
     actions += events(resource.status, status, replicas.creates)
     return Outcome(
@@ -70,13 +74,18 @@ def next_actions(observed: Observed) -> Outcome:
             inspection.wake_at,
             replicas.wake_at,
             deadline(observed, inspection, status),
+            observed.now + EXPOSED_WITHIN if exposed else None,
             *(at(exclusion.until) for exclusion in status.exclusions if exclusion.until),
         ),
     )
 
 
+def _applies(spec: LLMDeploymentSpec) -> bool:
+    return spec.plan.mode is PlanMode.APPLY
+
+
 def _runs(spec: LLMDeploymentSpec) -> bool:
-    return not spec.suspend and spec.plan.mode is PlanMode.APPLY and spec.replicas > 0
+    return _applies(spec) and not spec.suspend and spec.replicas > 0
 
 
 def _write(observed: Observed, status: LLMDeploymentStatus) -> list[Action]:
@@ -87,7 +96,7 @@ def _stale_revisions(observed: Observed, revision: Revision | None, target: Targ
     """Those that no plan, no pod and not this generation needs."""
     if revision is None:
         return []
-    needed = {revision.name, *(plan.revision for plan in target.plans)}
+    needed = {revision.name, *(plan.revision for plan in (*target.plans, *target.older))}
     needed |= {pod.revision for pod in observed.worker_pods}
     return [DeleteRevision(old.name) for old in observed.revisions if old.name not in needed]
 

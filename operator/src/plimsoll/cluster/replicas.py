@@ -361,7 +361,8 @@ def _counted(found: Replicas, observed: Observed, target: Target) -> Replicas:
     whole = {which: len(pods) >= stages.get(which[0], 1) for which, pods in by_replica.items()}
     ready = {which for which, pods in by_replica.items() if whole[which] and all(pod.ready for pod in pods)}
     bound = {which for which, pods in by_replica.items() if whole[which] and all(pod.node for pod in pods)}
-    attempts = dict(observed.memory.attempts)
+    known = {revision.name for revision in observed.revisions}
+    attempts = {place: seen for place, seen in observed.memory.attempts.items() if place[0] in known}
     for pod in observed.worker_pods:
         place = (pod.revision, pod.replica, pod.stage)
         attempts[place] = max(pod.attempt, attempts.get(place, 0))
