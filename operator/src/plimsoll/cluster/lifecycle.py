@@ -15,6 +15,7 @@ from datetime import timedelta
 from plimsoll.actuate.revisions import Revision
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec, LLMDeploymentStatus, PlanMode
 from plimsoll.cluster.exposure import exposure
+from plimsoll.cluster.headcount import Replicas
 from plimsoll.cluster.inspection import Inspection, inspect_model
 from plimsoll.cluster.observed import (
     Action,
@@ -28,7 +29,7 @@ from plimsoll.cluster.observed import (
 )
 from plimsoll.cluster.own_pods import at
 from plimsoll.cluster.progress import deadline
-from plimsoll.cluster.replicas import Replicas, reconcile_replicas
+from plimsoll.cluster.replicas import reconcile_replicas
 from plimsoll.cluster.status import compose_status
 from plimsoll.cluster.targets import Target, choose_target
 from plimsoll.cluster.transitions import events

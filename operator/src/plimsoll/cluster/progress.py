@@ -11,10 +11,10 @@ from datetime import datetime, timedelta
 
 from plimsoll.actuate.pods import startup_seconds
 from plimsoll.api.v1alpha1 import LLMDeploymentStatus
+from plimsoll.cluster.headcount import Replicas
 from plimsoll.cluster.inspection import Inspection
 from plimsoll.cluster.observed import Observed
 from plimsoll.cluster.own_pods import at, stamp
-from plimsoll.cluster.replicas import Replicas
 from plimsoll.cluster.targets import Target
 
 LEAST_SECONDS = 1800

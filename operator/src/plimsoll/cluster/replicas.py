@@ -12,48 +12,23 @@ All stages of a replica share one attempt: they cannot go on without each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 
 from plimsoll.actuate.claims import claim_template, is_claimed
 from plimsoll.actuate.pods import worker_pod, worker_pod_name
 from plimsoll.actuate.revisions import Revision
-from plimsoll.api.conditions import Failure
 from plimsoll.api.v1alpha1 import Exclusion, PlanPlacement, PlanStatus, Replan, ReplicaStatus
 from plimsoll.cluster.budget import RECREATE_BACKOFF, Account, account
-from plimsoll.cluster.failures import OUT_OF_MEMORY, blameless, failing, last_failure
-from plimsoll.cluster.observed import CreatePod, DeletePod, Observed, OpenGate, Place, backoff, soonest
+from plimsoll.cluster.failures import OUT_OF_MEMORY, blameless, last_failure
+from plimsoll.cluster.headcount import Replicas, counted
+from plimsoll.cluster.observed import CreatePod, DeletePod, Observed, OpenGate, backoff, soonest
 from plimsoll.cluster.own_pods import OwnPod, at, stamp
-from plimsoll.cluster.targets import Target, plans_in_force
+from plimsoll.cluster.targets import Target
 from plimsoll.planning.candidates import worker_requests
 from plimsoll.planning.exclusions import configuration_of
-
-
-@dataclass(frozen=True, slots=True)
-class Replicas:
-    """What is to be done, and what there is."""
-
-    creates: tuple[CreatePod, ...] = ()
-    deletes: tuple[DeletePod, ...] = ()
-    opens: tuple[OpenGate, ...] = ()
-    statuses: tuple[ReplicaStatus, ...] = ()
-    existing: int = 0
-    """Replicas with a living pod, of any revision."""
-    ready: int = 0
-    updated: int = 0
-    updated_scheduled: int = 0
-    updated_ready: int = 0
-    unschedulable: str = ""
-    failures: tuple[Failure, ...] = ()
-    given_up: tuple[Failure, ...] = ()
-    exclusions: tuple[Exclusion, ...] = ()
-    """New ones."""
-    attempts: Mapping[Place, int] = field(default_factory=dict)
-    wake_at: datetime | None = None
-    complete: bool = True
-    """Every planned place has its pod."""
 
 
 def reconcile_replicas(
@@ -63,10 +38,10 @@ def reconcile_replicas(
     known of what is wanted leaves the pods that run alone: they serve until there is something better."""
     if not running:
         everything = tuple(_delete(pod, "no pods are wanted") for pod in _living(observed.worker_pods))
-        return _counted(Replicas(deletes=everything), observed, target)
+        return counted(Replicas(deletes=everything), observed, target)
     plans = [plan for plan in (target.plan, *target.older) if plan]
     if not target.known or not plans:
-        return _counted(Replicas(statuses=tuple(observed.accounts)), observed, target)
+        return counted(Replicas(statuses=tuple(observed.accounts)), observed, target)
     planned = {plan.revision for plan in plans}
     gone = tuple(
         _delete(pod, f"revision {pod.revision} gives way to {target.update_revision}")
@@ -90,7 +65,7 @@ def reconcile_replicas(
         wake_at=soonest(*(one.wake_at for one in rounds)),
         complete=all(one.complete for one in rounds),
     )
-    return _counted(found, observed, target)
+    return counted(found, observed, target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,49 +322,3 @@ def _living(pods: Iterable[OwnPod]) -> list[OwnPod]:
 
 def _delete(pod: OwnPod, why: str) -> DeletePod:
     return DeletePod(pod.name, pod.uid, why)
-
-
-def _counted(found: Replicas, observed: Observed, target: Target) -> Replicas:
-    """Adds the counts, the troubles and the attempts seen: they are about pods that are there, whatever is
-    planned."""
-    stages = {name: plan.pipeline_parallel for name, plan in plans_in_force(observed).items()}
-    living = [pod for pod in _living(observed.worker_pods) if not pod.finished]
-    by_replica: dict[tuple[str, int], list[OwnPod]] = {}
-    for pod in living:
-        by_replica.setdefault((pod.revision, pod.replica), []).append(pod)
-    updated = target.plan.revision if target.plan else ""
-    whole = {which: len(pods) >= stages.get(which[0], 1) for which, pods in by_replica.items()}
-    ready = {which for which, pods in by_replica.items() if whole[which] and all(pod.ready for pod in pods)}
-    bound = {which for which, pods in by_replica.items() if whole[which] and all(pod.node for pod in pods)}
-    known = {revision.name for revision in observed.revisions}
-    attempts = {place: seen for place, seen in observed.memory.attempts.items() if place[0] in known}
-    for pod in observed.worker_pods:
-        place = (pod.revision, pod.replica, pod.stage)
-        attempts[place] = max(pod.attempt, attempts.get(place, 0))
-    failures = [told for pod in observed.worker_pods if not pod.terminating and (told := failing(pod))]
-    return replace(
-        found,
-        existing=len(by_replica),
-        ready=len(ready),
-        updated=sum(revision == updated for revision, _ in by_replica),
-        updated_scheduled=sum(revision == updated for revision, _ in bound),
-        updated_ready=sum(revision == updated for revision, _ in ready),
-        unschedulable=next(
-            (f"pod {pod.name}: {pod.unschedulable}" for pod in living if pod.unschedulable), ""
-        ),
-        failures=tuple(failures),
-        given_up=tuple(_last_words(status) for status in found.statuses if status.given_up),
-        attempts=attempts,
-    )
-
-
-def _last_words(status: ReplicaStatus) -> Failure:
-    told = status.last_failure
-    tried = "1 restart" if status.restarts == 1 else f"{status.restarts} restarts"
-    again = (
-        f"replica {status.replica} is given up after {tried} (rollout.maxRestarts); a changed spec or a new "
-        "value of the annotation plimsoll.dev/retry tries again"
-    )
-    if told is None:
-        return Failure("RestartBudgetExhausted", again, "")
-    return Failure(told.reason, f"{told.message}; {again}", told.pod)

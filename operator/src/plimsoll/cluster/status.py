@@ -19,10 +19,10 @@ from plimsoll.api.v1alpha1 import (
 )
 from plimsoll.cluster.course import Manner
 from plimsoll.cluster.exposure import has_services
+from plimsoll.cluster.headcount import Replicas
 from plimsoll.cluster.inspection import Inspection, Resolution
 from plimsoll.cluster.observed import Observed
 from plimsoll.cluster.progress import last_progress, lateness
-from plimsoll.cluster.replicas import Replicas
 from plimsoll.cluster.startup import startup
 from plimsoll.cluster.targets import Target
 from plimsoll.cluster.verification import measured, verify
