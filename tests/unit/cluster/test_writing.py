@@ -1,0 +1,134 @@
+"""What a round waits for, and what gives way: pods first, then progress, then Services and events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from plimsoll.actuate.apply import Ending, Executor, Result
+from plimsoll.actuate.ownership import Owner
+from plimsoll.api.v1alpha1 import LLMDeploymentStatus
+from plimsoll.cluster.calm import RUSH_SECONDS, Calm
+from plimsoll.cluster.observed import (
+    Action,
+    ApplyObject,
+    CreatePod,
+    EmitEvent,
+    Memory,
+    Observed,
+    Outcome,
+    WriteStatus,
+)
+from plimsoll.cluster.state import ClusterView
+from plimsoll.cluster.writing import PATIENCE_SECONDS, STATUS_SECONDS, Writing
+
+VIEW = cast(ClusterView, None)
+PROGRESS = WriteStatus(LLMDeploymentStatus(ready_replicas=1))
+POD = CreatePod({"metadata": {"name": "pod"}}, pinned=True)
+EVENT = EmitEvent("Ready", "it answers")
+
+
+class Recording:
+    """In place of the executor: writes down what it is given, and ends as it is told."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, type]] = []
+        self.ending = Ending.DONE
+
+    def carry_out(
+        self, one: Observed, actions: Iterable[Action], memory: Memory, view: ClusterView
+    ) -> Result:
+        self.done += [(one.resource.uid, type(action)) for action in actions]
+        return Result(self.ending, memory)
+
+
+class Setting:
+    """A Writing with a clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now, self.woken = 100.0, 0
+        self.executor = Recording()
+        self.calm = Calm(lambda: self.now)
+        self.writing = Writing(
+            cast(Executor, self.executor), self._wake, self.calm, monotonic=lambda: self.now
+        )
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    def round(self, **actions: tuple[Action, ...]) -> list[tuple[str, type]]:
+        """What one round wrote, by resource."""
+        self.executor.done.clear()
+        steps = [(resource(uid), Outcome(given, Memory())) for uid, given in actions.items()]
+        self.writing.carry_out(steps, VIEW, self.now)
+        return list(self.executor.done)
+
+
+def resource(uid: str) -> Observed:
+    inside = SimpleNamespace(uid=uid, owner=Owner("models", uid, uid), status=LLMDeploymentStatus())
+    return cast(Observed, SimpleNamespace(resource=inside))
+
+
+@pytest.fixture
+def setting() -> Iterator[Setting]:
+    found = Setting()
+    yield found
+    found.writing.close()
+
+
+def test_progress_is_written_at_most_every_other_second(setting: Setting) -> None:
+    assert setting.round(a=(PROGRESS, EVENT)) == [("a", WriteStatus), ("a", EmitEvent)]
+    setting.now += STATUS_SECONDS - 0.1
+    assert setting.round(a=(PROGRESS, EVENT)) == []
+    assert setting.writing.due() == [pytest.approx(setting.now + 0.1)]
+    setting.now += 0.2
+    assert setting.round(a=(PROGRESS, EVENT)) == [("a", WriteStatus), ("a", EmitEvent)]
+
+
+def test_progress_gives_way_to_pods_of_others_but_not_for_ever(setting: Setting) -> None:
+    assert setting.round(a=(PROGRESS,), b=(POD,)) == [("b", CreatePod)]
+    setting.now += PATIENCE_SECONDS
+    assert ("a", WriteStatus) in setting.round(a=(PROGRESS,), b=(POD,))
+
+
+def test_a_pod_waits_for_nothing(setting: Setting) -> None:
+    setting.round(a=(PROGRESS,))
+    assert setting.round(a=(PROGRESS, POD)) == [("a", WriteStatus), ("a", CreatePod)]
+
+
+def test_a_resource_whose_writes_failed_is_left_alone_for_longer_each_time(setting: Setting) -> None:
+    setting.executor.ending = Ending.FAILED
+    pauses = []
+    for _ in range(4):
+        assert setting.round(a=(POD,))
+        [until] = setting.writing.due()
+        pauses.append(until - setting.now)
+        assert setting.round(a=(POD,)) == []
+        setting.now = until
+    assert pauses == [1.0, 2.0, 4.0, 8.0]
+
+
+@pytest.mark.parametrize("ending", [Ending.OUTDATED, Ending.REFUSED])
+def test_a_resource_that_changed_meanwhile_is_looked_at_again(setting: Setting, ending: Ending) -> None:
+    setting.executor.ending = ending
+    setting.round(a=(POD,))
+    assert setting.woken == 1
+
+
+def test_services_follow_when_the_rush_is_over(setting: Setting, wait_for: Callable[..., Any]) -> None:
+    service = ApplyObject({"kind": "Service", "metadata": {"name": "a"}}, "it is missing")
+    assert setting.round(a=(POD, service)) == [("a", CreatePod)]
+    assert setting.round(b=()) == [], "a round without decisions: it is calm"
+    wait_for(lambda: ("a", ApplyObject) in setting.executor.done, 10, "the Service is applied")
+
+
+def test_a_rush_ends_for_those_who_waited_long_enough() -> None:
+    calm = Calm(time.monotonic)
+    calm.tell(urgent=True)
+    began = time.monotonic()
+    calm.wait(since=began - RUSH_SECONDS + 0.05)
+    assert 0.04 <= time.monotonic() - began < RUSH_SECONDS / 2
