@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from plimsoll.cluster.kube import NODES, PODS, Kube
+from plimsoll.cluster.kube import NODES, PODS, Gone, Kube, KubeError
 from plimsoll.inventory.nodes import pod_view
 
 GPU = "nvidia.com/gpu"
 WATCH_SECONDS = 2
+AWAY_SECONDS = 0.2
+"""Between two attempts at an API server that does not answer."""
 
 
 class PromiseWatch:
@@ -30,9 +32,7 @@ class PromiseWatch:
         self.seen = 0
 
     def __enter__(self) -> Self:
-        pods, self._version = self._kube.list(PODS)
-        for pod in pods:
-            self._count("ADDED", pod)
+        self._look()
         self._thread.start()
         return self
 
@@ -42,12 +42,29 @@ class PromiseWatch:
         self._stopping.set()
         self._thread.join()
 
+    def _look(self) -> None:
+        pods, self._version = self._kube.list(PODS)
+        self._held.clear()
+        for pod in pods:
+            self._count("ADDED", pod)
+
     def _run(self) -> None:
         while not self._stopping.is_set():
-            for event in self._kube.watch(PODS, self._version, seconds=WATCH_SECONDS, silence_seconds=10):
-                self._version = event["object"]["metadata"]["resourceVersion"]
-                if event["type"] != "BOOKMARK":
-                    self._count(event["type"], event["object"])
+            try:
+                self._follow()
+            except Gone:
+                self._look()
+            except KubeError:
+                # The API server is away; the watch goes on where it was.
+                self._stopping.wait(AWAY_SECONDS)
+
+    def _follow(self) -> None:
+        for event in self._kube.watch(PODS, self._version, seconds=WATCH_SECONDS, silence_seconds=10):
+            if event["type"] == "ERROR":
+                raise Gone(str(event["object"].get("message")))
+            if event["type"] != "BOOKMARK":
+                self._count(event["type"], event["object"])
+            self._version = event["object"]["metadata"]["resourceVersion"]
 
     def pod_seen(self, event: str, pod: Mapping[str, Any]) -> None:
         """Every event of every pod, for a subclass that wants more of them."""

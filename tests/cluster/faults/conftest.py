@@ -1,0 +1,147 @@
+"""The fixture that every fault goes through: what must hold in all of them is asserted here, once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dev.cluster import lifecycle
+from dev.cluster.description import Cluster
+from kubernetes import client
+from tests.cluster.api_proxy import ApiProxy
+from tests.cluster.faults import ground as grounds
+from tests.cluster.faults.ground import BYSTANDERS, Ground, Watch
+from tests.cluster.faults.workers import Workers
+from tests.cluster.lifecycle.conftest import Namespace, installed
+from tests.cluster.lifecycle.operator_process import Operator
+from tests.conftest import _clear_orphans, _wait_for
+
+from plimsoll.api.v1alpha1 import GROUP, PLURAL, VERSION
+
+SEEDS = range(int(os.environ.get("PLIMSOLL_FAULT_SEEDS", "1")))
+QUIET_SECONDS = 3.0
+"""Without a write of the operator, longer than it puts off a status: it has nothing more to do."""
+PATIENCE = 180
+"""Seconds. No case asserts how fast anything is; a machine that runs ten test suites at once is slow."""
+
+__all__ = ["installed"]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A control plane of the suite's own, without a real node."""
+    _clear_orphans()
+    name = f"test-{os.getpid()}-faults"
+    try:
+        yield grounds.up(name)
+    finally:
+        lifecycle.down(name)
+
+
+@pytest.fixture(scope="session")
+def kube(cluster: Cluster) -> Iterator[Any]:
+    from kubernetes import config
+
+    settings = client.Configuration()
+    config.load_kube_config(str(cluster.kubeconfig), client_configuration=settings)
+    with client.ApiClient(settings) as api:
+        yield api
+
+
+@pytest.fixture(scope="session")
+def ground(
+    cluster: Cluster, kube: Any, installed: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ground]:
+    folder: Path = tmp_path_factory.mktemp("faults")
+    client.CoreV1Api(kube).create_namespace({"metadata": {"name": BYSTANDERS}})
+    with (
+        Workers() as workers,
+        ApiProxy(cluster.kubeconfig, folder) as proxy,
+        Watch(kube, workers) as watch,
+    ):
+        found = Ground(cluster, kube, proxy, watch, workers, folder / "operator.log", _wait_for)
+        try:
+            found.settle_bystanders()
+            yield found
+        finally:
+            found.end()
+
+
+@dataclass
+class Scene:
+    """One fault: a namespace for it, and the ground."""
+
+    ground: Ground
+    models: Namespace
+
+    @property
+    def operator(self) -> Operator:
+        return self.ground.operator
+
+    def wait(self, holds: Any, what: str, show: Any = None) -> Any:
+        return _wait_for(holds, PATIENCE, what, show)
+
+    def serve(self, name: str = "small", **more: Any) -> None:
+        """A deployment that is ready."""
+        self.models.apply(name, grounds.deployment(**more))
+        self.ready(name)
+
+    def ready(self, name: str = "small") -> None:
+        """Of the newest generation."""
+
+        def holds() -> bool:
+            found = self.models.get(name)
+            told = {one["type"]: one for one in found.get("status", {}).get("conditions") or ()}
+            ready = told.get("Ready", {})
+            newest = found["metadata"]["generation"] == ready.get("observedGeneration")
+            return newest and ready["status"] == "True"
+
+        self.wait(holds, f"{name} is ready", lambda: self.models.get(name))
+
+    def told(self, name: str, kind: str, status: str, reason: str = "") -> dict[str, Any]:
+        return self.models.wait_condition(name, kind, status, reason, seconds=PATIENCE)
+
+    def quiet(self) -> None:
+        """The operator has nothing more to write."""
+        written, since = -1, time.monotonic()
+
+        def holds() -> bool:
+            nonlocal written, since
+            if (now := self.ground.writes()) != written:
+                written, since = now, time.monotonic()
+            return time.monotonic() - since >= QUIET_SECONDS
+
+        self.wait(holds, "the operator has nothing more to write", self.operator.tail)
+
+    def check(self) -> None:
+        """What holds after every fault, and held all the time."""
+        assert self.ground.operator.ready()
+        self.quiet()
+        self.wait(lambda: not self.ground.orphans(), "no pod is orphaned", self.ground.orphans)
+        assert self.ground.watch.seen
+        assert self.ground.watch.violations == [], "GPUs were promised twice"
+        assert self.ground.bystanders_noticed() == ""
+
+
+@pytest.fixture
+def scene(ground: Ground, namespace: str) -> Iterator[Scene]:
+    """Where a fault happens. After the test: the operator runs and has nothing more to do, no pod is an orphan,
+    no GPU was promised twice at any time, and the pods of others are the same."""
+    ground.operator  # noqa: B018
+    found = Scene(ground, Namespace(ground.kube, namespace, _wait_for))
+    try:
+        yield found
+        found.check()
+    finally:
+        ground.proxy.tripwire, ground.proxy.status = None, lambda _request: 0
+        ground.workers.answers.clear()
+        ground.watch.violations.clear()
+        ground.proxy.writes.clear()
+        custom = client.CustomObjectsApi(ground.kube)
+        custom.delete_collection_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL)
+        _wait_for(lambda: not found.models.leftovers(), PATIENCE, "nothing is left", found.models.leftovers)

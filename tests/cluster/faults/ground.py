@@ -1,0 +1,235 @@
+"""What every fault happens on: a control plane of its own, a hundred fake GPU nodes, an operator behind a
+proxy, workers that answer, somebody else's deployment that must not notice, and a watch for GPUs promised
+twice that never looks away.
+
+The suite has a cluster of its own because it ends API servers and deletes CRDs. One operator serves many
+cases; a case that kills it leaves the next one with a fresh one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from dev.cluster import lifecycle
+from dev.cluster.control_plane import Fakes
+from dev.cluster.description import Cluster
+from dev.cluster.nodes import NodePool, expand
+from dev.cluster.processes import ProcessTable
+from kubernetes import client
+from tests.cluster.api_proxy import ApiProxy, Request
+from tests.cluster.faults.workers import Workers
+from tests.cluster.lifecycle.conftest import Namespace
+from tests.cluster.lifecycle.operator_process import Operator
+from tests.cluster.lifecycle.promises import GPU, PromiseWatch
+from tests.unit.cluster.world import facts
+
+from plimsoll.api.v1alpha1 import GROUP, PLURAL, VERSION
+from plimsoll.cluster.kube import PODS, NotFound
+
+GPU_NODES = 100
+L4 = NodePool("l4", "NVIDIA-L4", GPU_NODES, 1, 23034, "8.9", "16", "64Gi", "350Gi", 58)
+H100 = NodePool("h100", "NVIDIA-H100-80GB-HBM3", 1, 8, 81559, "9.0", "192", "2Ti", "25Ti")
+FOR_INSPECTION = NodePool("cpu", "", 1, 0, 0, "0.0", "64", "256Gi")
+NODES = (L4, H100, FOR_INSPECTION)
+HERE = f"127.{65 + os.getpid() % 150}.0.1/16"
+"""Addresses of this run's pods: another run on this machine has others."""
+FAKES = Fakes(pod_cidr=HERE, lease_seconds=400, grace_seconds=300)
+SETTINGS = {"replan_seconds": "2", "worker_image": "plimsoll.dev/worker:test"}
+BYSTANDERS = "bystanders"
+MODEL = "acme/small"
+REVIVE_SECONDS = 0.5
+
+WaitFor = Callable[..., Any]
+
+
+class Watch(PromiseWatch):
+    """Also plays those who live in pods: inspections find a model, workers answer."""
+
+    def __init__(self, api: Any, workers: Workers) -> None:
+        gpus = {f"{pool.name}-{number}": pool.gpus for pool in NODES for number in range(pool.nodes)}
+        super().__init__(api, gpus)
+        self._workers = workers
+        self._told: set[str] = set()
+
+    def pod_seen(self, event: str, pod: Mapping[str, Any]) -> None:
+        component = (pod["metadata"].get("labels") or {}).get("app.kubernetes.io/name")
+        if component == "plimsoll-worker":
+            self._workers.seen(event, pod)
+        elif component == "plimsoll-inspect" and event == "ADDED":
+            self._finish(pod)
+
+    def _finish(self, pod: Mapping[str, Any]) -> None:
+        told = {"plimsoll.dev/fake-exit-code": "0", "plimsoll.dev/fake-exit-message": facts().pack()}
+        meta = pod["metadata"]
+        with contextlib.suppress(NotFound):
+            self._kube.merge(PODS, meta["namespace"], meta["name"], {"metadata": {"annotations": told}})
+
+
+@dataclass
+class Ground:
+    cluster: Cluster
+    kube: Any
+    proxy: ApiProxy
+    watch: Watch
+    workers: Workers
+    log: Path
+    wait_for: WaitFor
+    _operators: list[Operator] = field(default_factory=list)
+    _bystanders: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    # --- the operator
+
+    @property
+    def operator(self) -> Operator:
+        """The one that runs; a new one where none does."""
+        return self._operators[-1] if self.running else self.start_operator()
+
+    @property
+    def running(self) -> bool:
+        return bool(self._operators) and self._operators[-1].running
+
+    def start_operator(self) -> Operator:
+        return self._launch().wait_ready()
+
+    def _launch(self) -> Operator:
+        process = Operator(self.proxy.kubeconfig, self.log, **SETTINGS)
+        self._operators.append(process)
+        return process
+
+    def kill_operator(self) -> None:
+        self._operators[-1].kill()
+
+    @contextlib.contextmanager
+    def revived(self) -> Iterator[None]:
+        """Whenever the operator ends, another one starts, as a kubelet would see to it."""
+        stopping = threading.Event()
+
+        def revive() -> None:
+            while not stopping.wait(REVIVE_SECONDS):
+                if not self.running:
+                    self._launch()
+
+        thread = threading.Thread(target=revive, name="revive")
+        thread.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            thread.join()
+
+    def end(self) -> None:
+        for process in self._operators:
+            process.kill()
+
+    # --- the control plane
+
+    @contextlib.contextmanager
+    def down(self, *names: str) -> Iterator[None]:
+        """Those processes of the control plane are killed, and started again after the block as they were."""
+        table = ProcessTable(self.cluster.paths)
+        lines = {}
+        for record in table.recorded():
+            if record.name in names and (process := record.find()):
+                lines[record.name] = process.cmdline()
+        assert lines.keys() == set(names), f"{sorted(names)} run: {sorted(lines)}"
+        for name in names:
+            table.end(name)
+        try:
+            yield
+        finally:
+            for name, line in lines.items():
+                table.start(name, line)
+            self.wait_for(self._api_answers, 120, "the API server answers")
+
+    def _api_answers(self) -> bool:
+        with contextlib.suppress(Exception):
+            return bool(client.CoreV1Api(self.kube).list_namespace(_request_timeout=5).items)
+        return False
+
+    # --- those who must not notice
+
+    def settle_bystanders(self) -> None:
+        """Their deployment is there, and ready."""
+        self.operator  # noqa: B018
+        models = Namespace(self.kube, BYSTANDERS, self.wait_for)
+        models.apply("bystander", deployment(replicas=2))
+        models.wait_ready("bystander", seconds=180)
+        self._bystanders = self._looked_at()
+
+    def _looked_at(self) -> dict[str, tuple[str, int]]:
+        """UID and restarts of each of their pods."""
+        return {
+            pod.metadata.name: (
+                pod.metadata.uid,
+                sum(one.restart_count for one in pod.status.container_statuses or ()),
+            )
+            for pod in Namespace(self.kube, BYSTANDERS, self.wait_for).pods()
+        }
+
+    def bystander_nodes(self) -> list[str]:
+        pods = Namespace(self.kube, BYSTANDERS, self.wait_for).pods()
+        return [pod.spec.node_name for pod in pods]
+
+    def bystanders_noticed(self) -> str:
+        """What is not as it was; empty when nothing is."""
+        now = self._looked_at()
+        return "" if now == self._bystanders else f"{self._bystanders} became {now}"
+
+    # --- what is
+
+    def orphans(self) -> list[str]:
+        """Pods of the operator whose resource is no more."""
+        custom = client.CustomObjectsApi(self.kube)
+        found = custom.list_cluster_custom_object(GROUP, VERSION, PLURAL)["items"]
+        living = {one["metadata"]["uid"] for one in found}
+        selector = "app.kubernetes.io/managed-by=plimsoll"
+        pods = client.CoreV1Api(self.kube).list_pod_for_all_namespaces(label_selector=selector).items
+        return [
+            f"{pod.metadata.namespace}/{pod.metadata.name}"
+            for pod in pods
+            if not living & {owner.uid for owner in pod.metadata.owner_references or ()}
+        ]
+
+    def writes(self) -> int:
+        """Of the operator so far, without renewals of its Lease and events."""
+        return sum(not re.search("/(leases|events)(/|$)", one.path) for one in self.proxy.writes)
+
+
+def nodes() -> list[dict[str, Any]]:
+    return expand(list(NODES))
+
+
+def deployment(**more: Any) -> dict[str, Any]:
+    """The spec of a model that fits any GPU; the L4 are taken unless `placement` says otherwise."""
+    return {
+        "model": {"huggingFace": {"repo": MODEL}},
+        "workload": {"maxContextTokens": 1024},
+        "placement": {"accelerators": {"products": ["NVIDIA-L4"]}},
+        "rollout": {"drainSeconds": 0},
+    } | more
+
+
+def up(name: str) -> Cluster:
+    return lifecycle.up(lifecycle.Wanted(name, nodes=nodes(), fakes=FAKES))
+
+
+def is_write_in(namespace: str) -> Callable[[Request], bool]:
+    """Writes of the operator to what lies in a namespace, events left out."""
+    return lambda request: (
+        request.is_write and f"/namespaces/{namespace}/" in request.path and "/events" not in request.path
+    )
+
+
+def resident_mib(operator: Operator) -> int:
+    return int(psutil.Process(operator.pid).memory_info().rss >> 20)
+
+
+__all__ = ["GPU", "Ground", "Watch", "deployment", "is_write_in", "resident_mib", "up"]
