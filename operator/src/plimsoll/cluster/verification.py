@@ -49,6 +49,8 @@ def _unreachable(pod: OwnPod, answer: ReportAnswer, namespace: str) -> str:
 def mismatch(plan: PlanStatus, stage: int, report: Report) -> str:
     """The first difference in words; empty when the worker runs the plan."""
     pairs = (
+        # An address is given to another pod soon after its owner went.
+        ("revision", plan.revision, report.revision),
         ("device", plan.device, report.device),
         ("weights", plan.weights, report.weights.name),
         ("checkpoint format", plan.checkpoint_format or "none", report.weights.checkpoint or "none"),
