@@ -327,9 +327,11 @@ class World:
         return self._pods("plimsoll-inspect", name)
 
     def gpus_promised(self) -> dict[str, int]:
-        """GPUs asked for by pods, by the node they are pinned to."""
+        """GPUs asked for by pods that have not ended, by the node they are pinned to."""
         promised: dict[str, int] = {}
         for pod in self.worker_pods():
+            if pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+                continue
             terms = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
             node = terms["nodeSelectorTerms"][0]["matchFields"][0]["values"][0]
             asked = pod["spec"]["containers"][0]["resources"]["requests"].get("nvidia.com/gpu", "0")
