@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ import tokenizers
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from plimsoll_worker.errors import ModelNotFound, ModelUnreadable, ModelUnsupported
-from plimsoll_worker.loading.chat_template import ChatTemplate, ChatTemplateError
+from plimsoll_worker.loading.chat_template import (
+    RENDER_CPU_SECONDS,
+    ChatTemplate,
+    ChatTemplateError,
+)
 from plimsoll_worker.loading.checkpoint import open_checkpoint
 from plimsoll_worker.loading.gguf_tokenizer import tokenizer_from_gguf
 from plimsoll_worker.loading.tokenizer import Tokenizer, tokenizer_from_folder
@@ -100,6 +105,26 @@ def test_a_template_may_refuse_the_messages() -> None:
     template = ChatTemplate("{{ raise_exception('roles must alternate') }}", {})
     with pytest.raises(ChatTemplateError, match="roles must alternate"):
         template.render(CHATS[0])
+
+
+BOMBS = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "product": "{{ 'a' * 10 ** 11 }}",
+    "list": "{{ [0] * 10 ** 11 }}",
+    "doubling": "{% set n = namespace(x='a') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "adding": "{% set n = namespace(x='ab') %}{% for i in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "power": "{{ 9 ** 9999999 }}",
+    "output": "{% for a in range(99999) %}{{ 'a' * 1000 }}{% endfor %}",
+    "recursion": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+}
+
+
+@pytest.mark.parametrize("source", BOMBS.values(), ids=BOMBS.keys())
+def test_a_template_takes_neither_time_nor_memory_without_end(source: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ChatTemplateError, match="refuses these messages"):
+        ChatTemplate(source, {}).render(CHATS[0])
+    assert time.process_time() - began < 2 * RENDER_CPU_SECONDS
 
 
 @pytest.mark.parametrize(
