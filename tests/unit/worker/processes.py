@@ -24,7 +24,7 @@ from plimsoll_worker.launch import (
     WeightsScheme,
 )
 
-READY_SECONDS = 120
+READY_SECONDS = 300
 MIB = 2**20
 SMOLLM2_KV_BYTES_PER_TOKEN = 2 * 30 * 3 * 64 * 4
 
@@ -106,6 +106,11 @@ class WorkerProcess:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def log(self) -> str:

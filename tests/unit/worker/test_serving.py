@@ -151,24 +151,34 @@ def test_the_same_seed_gives_the_same_answer(client: openai.OpenAI) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str | None]] = {
-    "n": ({"n": 2}, "n is not supported", None),
-    "logprobs": ({"logprobs": 5}, "logprobs is not supported", None),
-    "penalty": ({"presence_penalty": 0.5}, "presence_penalty is not supported", None),
-    "bias": ({"logit_bias": {"5": 1}}, "logit_bias is not supported", None),
     "format": ({"response_format": {"type": "json_object"}}, "response_format is not supported", None),
     "unknown": ({"temprature": 0}, "this field is not known", "temprature"),
     "type": ({"temperature": "hot"}, "valid number", "temperature"),
     "range": ({"top_p": 0}, "greater than 0", "top_p"),
     "stops": ({"stop": ["a", "b", "c", "d", "e"]}, "at most 4", "stop"),
-    "prompts": ({"prompt": ["a", "b"]}, "send one request for each", "prompt"),
+    "no prompts": ({"prompt": []}, "prompt holds nothing", "prompt"),
     "empty": ({"prompt": ""}, "the prompt has no tokens", "prompt"),
     "ids": ({"prompt": [1, 99999999]}, "token id 99999999", "prompt"),
+    "one of many empty": ({"prompt": ["Hi", ""]}, "the prompt has no tokens", "prompt"),
+    "too many": ({"prompt": ["Hi"] * 37}, "this worker takes 36 at a time", "prompt"),
+    "too many answers": ({"n": 37}, "this worker takes 36 at a time", "n"),
+    "bias of no token": ({"logit_bias": {"Paris": 1}}, "expected token ids", "logit_bias"),
+    "bias out of range": ({"logit_bias": {"99999999": 1}}, "token id 99999999", "logit_bias"),
+    "bias too strong": ({"logit_bias": {"5": 101}}, "less than or equal to 100", "logit_bias.5"),
+    "stop ids": ({"stop_token_ids": [99999999]}, "token id 99999999", "stop_token_ids"),
+    "negative stop id": ({"stop_token_ids": [-1]}, "greater than or equal to 0", "stop_token_ids.0"),
+    "penalty": ({"presence_penalty": 2.5}, "less than or equal to 2", "presence_penalty"),
+    "repetition": ({"repetition_penalty": 0}, "greater than 0", "repetition_penalty"),
+    "logprobs": ({"logprobs": 21}, "less than or equal to 20", "logprobs"),
+    "echoed logprobs": ({"echo": True, "logprobs": 1}, "do not go together", None),
+    "longest shortest": ({"min_tokens": 2}, "more than the 1 tokens an answer may have", "min_tokens"),
+    "salt": ({"cache_salt": ""}, "at least 1 character", "cache_salt"),
     "stream options": ({"stream_options": {"include_usage": True}}, "only allowed with stream", None),
 }
 
 
 @pytest.mark.parametrize(("fields", "message", "param"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_would_change_the_answer_and_is_not_supported_is_refused(
+def test_what_cannot_be_answered_is_refused_by_name(
     fields: dict[str, Any], message: str, param: str | None, worker: WorkerProcess
 ) -> None:
     body = {"model": "smollm2", "prompt": "Hi", "max_tokens": 1, **fields}
@@ -182,11 +192,10 @@ def test_what_would_change_the_answer_and_is_not_supported_is_refused(
 
 def test_fields_that_ask_for_nothing_are_accepted(worker: WorkerProcess) -> None:
     neutral = {
-        "n": 1,
-        "logprobs": None,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0,
-        "logit_bias": {},
+        "best_of": 1,
+        "suffix": None,
+        "tools": [],
+        "response_format": {"type": "text"},
         "user": "me",
     }
     body = {"model": "smollm2", "prompt": "Hi", "max_tokens": 1, **neutral}

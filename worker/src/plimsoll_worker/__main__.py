@@ -47,10 +47,10 @@ def run(launch: Launch, settings: Settings) -> None:
     from plimsoll_worker.memory import open_device
     from plimsoll_worker.selfcheck import check_effective, check_plan
     from plimsoll_worker.server.frontend import Frontend
-    from plimsoll_worker.serving import open_service, stop_on_sigterm
+    from plimsoll_worker.serving import end_now, open_service, stop_on_sigterm
 
     startup = Startup()
-    with Frontend(launch, settings, startup) as frontend:
+    with Frontend(launch, settings, startup, lambda message: end_now(launch, message)) as frontend:
         stop_on_sigterm(frontend, settings)
         say("Starting", plan=launch.plan_id, model=launch.model_path, ports=frontend.ports)
         folder = Path(launch.model_path)
@@ -62,6 +62,7 @@ def run(launch: Launch, settings: Settings) -> None:
 
         checkpoint = open_checkpoint(folder, settings.load_format)
         tokenizer = checkpoint.tokenizer()
+        frontend.speak(tokenizer)
         memory = open_device(launch.device)
         check_plan(launch, checkpoint.config, memory.product)
         model = load_model(
@@ -78,7 +79,7 @@ def run(launch: Launch, settings: Settings) -> None:
 
         check_effective(launch, model, runner.cache)
         startup.reached(StartupStage.READY, used=ledger.report().used_bytes, line=launch.line)
-        service = open_service(launch, runner, ledger, tokenizer, startup)
+        service = open_service(launch, runner, ledger, tokenizer, startup, frontend.stepped)
         frontend.open(service)
         service.engine.run()
 

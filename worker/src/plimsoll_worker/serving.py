@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import time
+from collections.abc import Callable
 from types import FrameType
 
 import torch
@@ -19,25 +19,30 @@ from plimsoll_worker.engine.watchdog import Watchdog
 from plimsoll_worker.launch import Device, ExitCode, ExitReason, Launch, Report
 from plimsoll_worker.loading.tokenizer import Tokenizer
 from plimsoll_worker.progress import Startup, say
-from plimsoll_worker.server.frontend import Frontend
-from plimsoll_worker.server.metrics import Metrics
-from plimsoll_worker.server.service import Service
+from plimsoll_worker.server.frontend import Frontend, Service
+from plimsoll_worker.server.messages import Limits, Opened
 from plimsoll_worker.settings import Settings, termination_log
 
 
 def open_service(
-    launch: Launch, runner: ModelRunner, ledger: Ledger, tokenizer: Tokenizer, startup: Startup
+    launch: Launch,
+    runner: ModelRunner,
+    ledger: Ledger,
+    tokenizer: Tokenizer,
+    startup: Startup,
+    stepped: Callable[[int], None],
 ) -> Service:
-    """A service that is ready to run: call `service.engine.run()`."""
+    """A service that is ready to run: call `service.engine.run()`. `stepped` hears the tokens of every
+    step."""
     scheduler = Scheduler(
         BlockPool(runner.cache.blocks, runner.cache.block_size),
         max_sequences=launch.max_concurrent_sequences,
         max_batched_tokens=launch.max_batched_tokens,
     )
-    engine = Engine(runner, scheduler)
+    engine = Engine(runner, scheduler, stepped=stepped)
     if launch.device is Device.GPU:
         # Not on a CPU: there a long prompt may rightly take longer than any limit worth having.
-        Watchdog(engine.busy_seconds, lambda seconds: _end_stuck(launch, seconds)).start()
+        Watchdog(engine.busy_seconds, lambda seconds: end_now(launch, _stuck(seconds))).start()
     config = runner.model.config
 
     def report() -> Report:
@@ -63,22 +68,27 @@ def open_service(
     gc.collect()
     gc.freeze()
     return Service(
-        launch=launch,
-        engine=engine,
-        tokenizer=tokenizer,
-        metrics=Metrics(launch.served_name, engine.stats),
-        eos_token_ids=frozenset(config.eos_token_ids) | tokenizer.eos_token_ids,
-        vocab_size=config.vocab_size,
-        opened_at=int(time.time()),
-        report=report,
+        engine,
+        Opened(
+            limits=Limits(
+                context=launch.max_context_tokens,
+                vocabulary=config.vocab_size,
+                eos_token_ids=frozenset(config.eos_token_ids) | tokenizer.eos_token_ids,
+                sequences=engine.max_live,
+            ),
+            block_size=runner.cache.block_size,
+            blocks=runner.cache.blocks,
+        ),
+        report,
     )
 
 
-def _end_stuck(launch: Launch, seconds: float) -> None:
-    """End the process at once: nothing of it can be trusted to end by itself."""
-    message = (
-        f"a step has taken {seconds:.0f} s; the GPU does not answer. Look at the node's kernel log for Xid"
-    )
+def _stuck(seconds: float) -> str:
+    return f"a step has taken {seconds:.0f} s; the GPU does not answer. Look at the node's kernel log for Xid"
+
+
+def end_now(launch: Launch, message: str) -> None:
+    """End the process at once, with a reason: nothing of it can be trusted to end by itself."""
     reason = ExitReason(reason=ExitCode.ENGINE_FAILED, message=message, plan_id=launch.plan_id)
     say("Exit", reason=reason.reason, message=message)
     log = termination_log()
@@ -92,7 +102,7 @@ def stop_on_sigterm(frontend: Frontend, settings: Settings) -> None:
     once."""
 
     def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the interpreter's signature
-        service = frontend.lobby.opened
+        service = frontend.service
         if service is None:
             say("Exit", reason="Completed", message="told to stop before the model was loaded")
             # Not sys.exit: a download's threads would be waited for.

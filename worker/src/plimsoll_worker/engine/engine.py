@@ -78,12 +78,19 @@ class Engine:
     """Serves sequences until it is drained."""
 
     def __init__(
-        self, runner: Runner, scheduler: Scheduler, *, clock: Callable[[], float] = time.monotonic
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        stepped: Callable[[int], None] = lambda _: None,
     ) -> None:
+        """`stepped` hears how many tokens each step computes."""
         self.max_live = scheduler.max_sequences * (1 + QUEUED_PER_RUNNING)
         self._runner = runner
         self._scheduler = scheduler
         self._clock = clock
+        self._stepped = stepped
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._sequences: dict[str, Sequence] = {}
         self._flights: deque[InFlight] = deque()
@@ -181,10 +188,17 @@ class Engine:
         step = self._scheduler.schedule()
         if step:
             self._flights.append(self._runner.launch(step))
+            self._note(step)
         ahead = self._runner.steps_ahead if step else 0
         while len(self._flights) > ahead:
             self._read(self._flights.popleft())
         self._busy_since = None
+
+    def _note(self, step: Ordered[Scheduled]) -> None:
+        for scheduled in step:
+            if scheduled.sequence.queued_seconds is None:
+                scheduled.sequence.queued_seconds = self._clock() - scheduled.sequence.submitted_at
+        self._stepped(sum(scheduled.count for scheduled in step))
 
     def _read(self, flight: InFlight) -> None:
         """Hand out the tokens of a step."""
@@ -200,6 +214,7 @@ class Engine:
 
     def _start(self, sequence: Sequence) -> None:
         self._sequences[sequence.id] = sequence
+        sequence.submitted_at = self._clock()
         self._scheduler.add(sequence)
 
     def _abort(self, sequence_id: str) -> None:

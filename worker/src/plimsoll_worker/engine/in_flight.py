@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Ordered
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from plimsoll_worker.engine.sequence import Sequence, TokenLogprobs
+
+if TYPE_CHECKING:  # the server's process knows engines and imports no torch
+    from torch import Tensor
 
 
 class Event(Protocol):

@@ -130,6 +130,10 @@ class Sequence:
     """How often it was given a slot."""
     arrival: int = 0
     """Order of arrival, set by the scheduler."""
+    submitted_at: float = 0.0
+    """By the engine's clock."""
+    queued_seconds: float | None = None
+    """From there to its first step; None before."""
     seed: int = field(init=False)
     _hashes: list[BlockHash] = field(init=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from plimsoll_worker.loading.chat_template import ChatTemplate, ChatTemplateErro
 from plimsoll_worker.loading.json_file import read_json
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Tokenizer:
     """A model's tokenizer. Thread-safe: the backend is immutable."""
 
@@ -34,6 +35,11 @@ class Tokenizer:
         """Text of `ids`; bytes that are no whole character become U+FFFD."""
         text: str = self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest entry of the vocabulary: no token stands for more text."""
+        return max(map(len, self.backend.get_vocab(with_added_tokens=True)), default=1)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 from plimsoll_worker.server.errors import ApiError
-from plimsoll_worker.server.generation import Delta, Generation
+from plimsoll_worker.server.generation import Delta, Generation, ToldToken
+from plimsoll_worker.server.logprobs import chat_logprobs, completion_logprobs
+from plimsoll_worker.server.protocol import StreamOptions
 
 Json = dict[str, Any]
 Events = AsyncIterator[str]
@@ -25,79 +27,116 @@ class Shape:
     whole: str
     chunk: str
 
-    def choice(self, text: str, finish_reason: str) -> Json:
-        """The choice of a whole answer."""
+    def choice(self, index: int, text: str, finish_reason: str, logprobs: Json | None) -> Json:
+        """A choice of a whole answer."""
         body: Json = (
             {"text": text} if self is COMPLETION else {"message": {"role": "assistant", "content": text}}
         )
-        return {"index": 0, **body, "logprobs": None, "finish_reason": finish_reason}
+        return {"index": index, **body, "logprobs": logprobs, "finish_reason": finish_reason}
 
-    def piece(self, delta: Delta) -> Json:
+    def piece(self, delta: Delta, logprobs: Json | None) -> Json:
         """The choice of a chunk."""
         text: Json = {"content": delta.text} if delta.text else {}
         body: Json = {"text": delta.text} if self is COMPLETION else {"delta": text}
-        return {"index": 0, **body, "logprobs": None, "finish_reason": delta.finish_reason}
+        return {"index": delta.index, **body, "logprobs": logprobs, "finish_reason": delta.finish_reason}
+
+    def opening(self, index: int, echoed: str) -> Json | None:
+        """The choice of the chunk that comes before the first token, if there is one."""
+        body: Json
+        if self is CHAT:
+            body = {"delta": {"role": "assistant", "content": ""}}
+        elif echoed:
+            body = {"text": echoed}
+        else:
+            return None
+        return {"index": index, **body, "logprobs": None, "finish_reason": None}
 
 
 CHAT = Shape("chatcmpl", "chat.completion", "chat.completion.chunk")
 COMPLETION = Shape("cmpl", "text_completion", "text_completion")
 
 
-def usage(generation: Generation) -> Json:
-    return {
-        "prompt_tokens": generation.prompt_tokens,
-        "completion_tokens": generation.completion_tokens,
-        "total_tokens": generation.prompt_tokens + generation.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
-    }
+class Answer:
+    """How a generation is told to its client."""
 
+    def __init__(self, shape: Shape, model: str, generation: Generation, *, echo: bool = False) -> None:
+        """`echo`: each answer begins with its prompt."""
+        self._shape = shape
+        self._model = model
+        self._generation = generation
+        decode = generation.tokenizer.decode
+        self._echoed = [decode(choice.ask.prompt) if echo else "" for choice in generation.choices]
+        # Where each answer's next token begins: plain completions tell it of every token.
+        self._offsets = [len(text) for text in self._echoed]
 
-async def whole(shape: Shape, model: str, generation: Generation) -> Json:
-    """The answer in one piece. Raises ApiError when the engine gives up."""
-    text, reason = "", ""
-    async for delta in generation.deltas():
-        text += delta.text
-        reason = delta.finish_reason or reason
-    return {
-        **_head(shape, shape.whole, model),
-        "choices": [shape.choice(text, reason)],
-        "usage": usage(generation),
-    }
-
-
-async def streamed(shape: Shape, model: str, generation: Generation, *, include_usage: bool) -> Events:
-    """The answer as server-sent events. An engine that gives up is one more event, since the status is out
-    already."""
-    head = _head(shape, shape.chunk, model)
-    if include_usage:
-        head["usage"] = None
-    if shape is CHAT:
-        opening = {
-            "index": 0,
-            "delta": {"role": "assistant", "content": ""},
-            "logprobs": None,
-            "finish_reason": None,
+    async def whole(self) -> Json:
+        """In one piece. Raises ApiError when the engine gives up."""
+        choices = self._generation.choices
+        texts, reasons = list(self._echoed), ["" for _ in choices]
+        told: list[list[ToldToken]] = [[] for _ in choices]
+        async for delta in self._generation.deltas():
+            texts[delta.index] += delta.text
+            reasons[delta.index] = delta.finish_reason or reasons[delta.index]
+            if delta.told is not None:
+                told[delta.index].append(delta.told)
+        return {
+            **self._head(self._shape.whole),
+            "choices": [
+                self._shape.choice(index, texts[index], reasons[index], self._logprobs(index, told[index]))
+                for index in range(len(choices))
+            ],
+            "usage": self._usage(),
         }
-        yield _event({**head, "choices": [opening]})
-    try:
-        async for delta in generation.deltas():
-            if delta.text or delta.finish_reason:
-                yield _event({**head, "choices": [shape.piece(delta)]})
-    except ApiError as error:
-        yield _event(error.body)
-        return
-    if include_usage:
-        yield _event({**head, "choices": [], "usage": usage(generation)})
-    yield "data: [DONE]\n\n"
 
+    async def streamed(self, options: StreamOptions) -> Events:
+        """As server-sent events. An engine that gives up is one more event, since the status is out
+        already."""
+        head = self._head(self._shape.chunk)
+        if options.include_usage:
+            head["usage"] = None
+        for index, echoed in enumerate(self._echoed):
+            if (opening := self._shape.opening(index, echoed)) is not None:
+                yield _event({**head, "choices": [opening]})
+        try:
+            async for delta in self._generation.deltas():
+                if not (delta.text or delta.finish_reason or delta.told):
+                    continue
+                if options.continuous_usage_stats:
+                    head["usage"] = self._usage()
+                logprobs = self._logprobs(delta.index, [] if delta.told is None else [delta.told])
+                yield _event({**head, "choices": [self._shape.piece(delta, logprobs)]})
+        except ApiError as error:
+            yield _event(error.body)
+            return
+        if options.include_usage:
+            yield _event({**head, "choices": [], "usage": self._usage()})
+        yield "data: [DONE]\n\n"
 
-def _head(shape: Shape, kind: str, model: str) -> Json:
-    return {
-        "id": f"{shape.id_prefix}-{uuid4().hex}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": model,
-    }
+    def _logprobs(self, index: int, told: Sequence[ToldToken]) -> Json | None:
+        if self._generation.choices[index].ask.params.logprobs is None:
+            return None
+        tokenizer = self._generation.tokenizer
+        if self._shape is CHAT:
+            return chat_logprobs(tokenizer, told)
+        body, self._offsets[index] = completion_logprobs(tokenizer, told, self._offsets[index])
+        return body
+
+    def _usage(self) -> Json:
+        generation = self._generation
+        return {
+            "prompt_tokens": generation.prompt_tokens,
+            "completion_tokens": generation.completion_tokens,
+            "total_tokens": generation.prompt_tokens + generation.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
+        }
+
+    def _head(self, kind: str) -> Json:
+        return {
+            "id": f"{self._shape.id_prefix}-{uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": self._model,
+        }
 
 
 def _event(body: Json) -> str:

@@ -9,44 +9,49 @@ import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
 from typing import Annotated
-from uuid import uuid4
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from plimsoll_worker.launch import ENGINE_VERSION
 from plimsoll_worker.server import answers
-from plimsoll_worker.server.errors import ApiError, unavailable
+from plimsoll_worker.server.errors import ApiError
 from plimsoll_worker.server.generation import Generation
-from plimsoll_worker.server.protocol import ChatRequest, CompletionRequest, GenerationRequest, TokenizeRequest
+from plimsoll_worker.server.intake import Intake, body_of
+from plimsoll_worker.server.messages import Subject
+from plimsoll_worker.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    StreamOptions,
+    TokenizeRequest,
+)
 from plimsoll_worker.server.service import Lobby, State
 
-REQUEST_ID = "X-Request-Id"
 
-
-def serving_app(lobby: Lobby) -> FastAPI:
+def serving_app(lobby: Lobby) -> ASGIApp:
     """The OpenAI API, /health, /metrics and /version."""
     app = _bare_app()
     app.include_router(_probes(lobby))
     app.include_router(_api(lobby), dependencies=[Depends(_authorization(lobby.api_key))])
-    return app
+    return Intake(app)
 
 
-def admin_app(lobby: Lobby) -> FastAPI:
+def admin_app(lobby: Lobby) -> ASGIApp:
     """/report."""
     app = _bare_app()
 
     @app.get("/report")
     async def report() -> Response:
-        if lobby.opened is None:
-            raise unavailable(lobby.startup.doing, "starting")
-        return Response(lobby.opened.report().to_json(), media_type="application/json")
+        told = await lobby.engine.ask(Subject.REPORT)
+        if told is None:
+            raise await lobby.starting()
+        return Response(told, media_type="application/json")
 
-    return app
+    return Intake(app)
 
 
 def _bare_app() -> FastAPI:
@@ -54,8 +59,8 @@ def _bare_app() -> FastAPI:
         title="Plimsoll worker", version=ENGINE_VERSION, docs_url=None, redoc_url=None, openapi_url=None
     )
     app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _internal_error)
     return app
 
 
@@ -69,8 +74,9 @@ def _probes(lobby: Lobby) -> APIRouter:
     @router.get("/metrics")
     async def metrics() -> Response:
         if lobby.opened is None:
-            raise unavailable(lobby.startup.doing, "starting")
-        return Response(lobby.opened.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+            raise await lobby.starting()
+        stats = await lobby.engine.ask(Subject.STATS)
+        return Response(lobby.opened.metrics.exposition(stats), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/version")
     async def version() -> dict[str, str]:
@@ -84,59 +90,64 @@ def _api(lobby: Lobby) -> APIRouter:
 
     @router.get("/v1/models")
     async def models() -> dict[str, object]:
-        service = lobby.service()
+        service = await lobby.service()
         card = {
-            "id": service.launch.served_name,
+            "id": service.name,
             "object": "model",
             "created": service.opened_at,
             "owned_by": "plimsoll",
-            "max_model_len": service.launch.max_context_tokens,
+            "max_model_len": service.opened.limits.context,
         }
         return {"object": "list", "data": [card]}
 
     @router.post("/v1/chat/completions")
-    async def chat(request: Request, body: ChatRequest) -> Response:
-        service = lobby.service()
+    async def chat(request: Request, body: Annotated[ChatRequest, Depends(body_of(ChatRequest))]) -> Response:
+        service = await lobby.service()
         service.check_model(body.model)
-        return await _answer(request, body, answers.CHAT, service.generate_chat(body))
+        generation = await service.generate_chat(body)
+        return await _answer(request, body, answers.Answer(answers.CHAT, body.model, generation), generation)
 
     @router.post("/v1/completions")
-    async def completions(request: Request, body: CompletionRequest) -> Response:
-        service = lobby.service()
+    async def completions(
+        request: Request, body: Annotated[CompletionRequest, Depends(body_of(CompletionRequest))]
+    ) -> Response:
+        service = await lobby.service()
         service.check_model(body.model)
-        return await _answer(request, body, answers.COMPLETION, service.generate_completion(body))
+        generation = await service.generate_completion(body)
+        answer = answers.Answer(answers.COMPLETION, body.model, generation, echo=body.echo)
+        return await _answer(request, body, answer, generation)
 
     @router.post("/tokenize")
-    async def tokenize(body: TokenizeRequest) -> dict[str, object]:
-        service = lobby.service()
+    async def tokenize(
+        body: Annotated[TokenizeRequest, Depends(body_of(TokenizeRequest))],
+    ) -> dict[str, object]:
+        service = await lobby.service()
         if body.model is not None:
             service.check_model(body.model)
         if body.prompt is not None:
-            tokens = service.tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens)
+            tokens = await service.prompts.tokenize(body.prompt, add_special_tokens=body.add_special_tokens)
         else:
-            tokens = service.chat_prompt(body.messages or [])
-        return {"count": len(tokens), "max_model_len": service.launch.max_context_tokens, "tokens": tokens}
+            tokens = await service.prompts.chat(body.messages or [])
+        return {"count": len(tokens), "max_model_len": service.opened.limits.context, "tokens": tokens}
 
     return router
 
 
 async def _answer(
-    request: Request, body: GenerationRequest, shape: answers.Shape, generation: Generation
+    request: Request, body: GenerationRequest, answer: answers.Answer, generation: Generation
 ) -> Response:
-    headers = {REQUEST_ID: request.headers.get(REQUEST_ID) or uuid4().hex}
     if body.stream:
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
-        events = answers.streamed(shape, body.model, generation, include_usage=include_usage)
-        return _EventStream(events, generation, headers)
+        events = answer.streamed(body.stream_options or StreamOptions())
+        return _EventStream(events, generation)
     try:
-        answer = asyncio.ensure_future(answers.whole(shape, body.model, generation))
+        whole = asyncio.ensure_future(answer.whole())
         gone = asyncio.ensure_future(_disconnected(request))
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
-        if not answer.done():
-            answer.cancel()
+        if not whole.done():
+            whole.cancel()
             return Response(status_code=499)  # nobody reads it; nginx's number for a client that went away
-        return JSONResponse(answer.result(), headers=headers)
+        return JSONResponse(whole.result())
     finally:
         generation.close()
 
@@ -150,10 +161,8 @@ class _EventStream(StreamingResponse):
     """Closes its generation however it ends: also when the client leaves before the first event is asked
     for."""
 
-    def __init__(self, events: answers.Events, generation: Generation, headers: dict[str, str]) -> None:
-        super().__init__(
-            events, media_type="text/event-stream", headers={**headers, "Cache-Control": "no-cache"}
-        )
+    def __init__(self, events: answers.Events, generation: Generation) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         self._generation = generation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -191,12 +200,7 @@ async def _http_error(_: Request, error: Exception) -> Response:
     return ApiError(error.status_code, str(error.detail)).response()
 
 
-async def _validation_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part != "body"]
-    param = ".".join(where) or None
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "this field is not known to this engine; leave it out"
-    return ApiError(400, f"{param}: {message}" if param else message, param=param).response()
+async def _internal_error(_: Request, error: Exception) -> Response:
+    """The log has the traceback; what it says is none of the client's business."""
+    message = f"the server failed ({type(error).__name__}); its log says where"
+    return ApiError(500, message, kind="internal_server_error").response()

@@ -1,53 +1,96 @@
-"""Runs both HTTP servers in a thread of their own, from the process's first second to its last.
+"""The server's process, as the engine's knows it: started in the first second, told what there is to know,
+ended last.
 
-The main thread belongs to the engine; uvicorn in the main thread and the engine in another was the
-alternative, but then a signal, an exit code and an exception of the engine would each need a way back to the
-main thread.
+The engine's process is the parent, because the pod is the engine: its exit code, its signals, its device. A
+server that ends by itself ends the pod with a reason; a server whose parent is gone ends by itself.
 """
 
 from __future__ import annotations
 
-import asyncio
 import socket
-import threading
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-import uvicorn
-
-from plimsoll_worker.launch import Launch, LaunchError
+from plimsoll_worker.engine.engine import Engine, EngineClosed
+from plimsoll_worker.engine.sequence import FinishReason, Sequence, TokenEvent
+from plimsoll_worker.launch import Launch, LaunchError, Report
+from plimsoll_worker.loading.tokenizer import Tokenizer
 from plimsoll_worker.progress import Startup
-from plimsoll_worker.server.app import admin_app, serving_app
-from plimsoll_worker.server.service import Lobby, Service, State
+from plimsoll_worker.server.channel import Channel
+from plimsoll_worker.server.messages import (
+    Abort,
+    Closing,
+    Draining,
+    Language,
+    Opened,
+    Question,
+    Reply,
+    Start,
+    Step,
+    Subject,
+    Token,
+)
 from plimsoll_worker.settings import ADMIN_PORT_ENV, SERVING_PORT_ENV, Settings
 
-FAREWELL_SECONDS = 5
-"""How long connections may take to read their last bytes."""
+FAREWELL_SECONDS = 10
+"""The server itself takes at most 5 for its last bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the server asks of a worker that is ready."""
+
+    engine: Engine
+    opened: Opened
+    report: Callable[[], Report]
+    """Measured anew at every call."""
 
 
 class Frontend:
-    """The serving and the admin server, as a context."""
+    """The server's process, as a context."""
 
-    def __init__(self, launch: Launch, settings: Settings, startup: Startup) -> None:
-        """Bind both ports. Raises LaunchError naming the variable of a port that is taken."""
-        self.lobby = Lobby(launch, settings.api_key, startup)
-        self._servers = [uvicorn.Server(_config(app(self.lobby))) for app in (serving_app, admin_app)]
+    def __init__(
+        self, launch: Launch, settings: Settings, startup: Startup, died: Callable[[str], None]
+    ) -> None:
+        """Bind both ports. `died` is called, in a thread, when the server ends by itself. Raises LaunchError
+        naming the variable of a port that is taken."""
+        self.service: Service | None = None
+        self._name = launch.served_name
+        self._startup = startup
+        self._died = died
         self._sockets = [
             _bind(settings.serving_port, SERVING_PORT_ENV),
             _bind(settings.admin_port, ADMIN_PORT_ENV),
         ]
-        self._thread = threading.Thread(target=self._run, name="frontend", daemon=True)
+        self._closing = False
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        ours, theirs = socket.socketpair()
+        passed = [theirs.fileno(), *(bound.fileno() for bound in self._sockets)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "plimsoll_worker.server", self._name, *map(str, passed)],
+            pass_fds=passed,
+            start_new_session=True,  # what a terminal tells this process is not meant for the server
+        )
+        theirs.close()
+        self._channel = Channel(ours, self._hear, self._lost)
+        self._channel.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for server in self._servers:
-            server.should_exit = True
-        self._thread.join(FAREWELL_SECONDS + 5)
+        self._closing = True
+        self._channel.put(Closing())
+        try:
+            self._process.wait(FAREWELL_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     @property
     def ports(self) -> tuple[int, int]:
@@ -55,33 +98,78 @@ class Frontend:
         serving, admin = (bound.getsockname()[1] for bound in self._sockets)
         return serving, admin
 
+    def speak(self, tokenizer: Tokenizer) -> None:
+        """Tell the model's language, while its weights are still to be loaded."""
+        template = tokenizer.chat_template
+        self._channel.put(
+            Language(
+                tokenizer=tokenizer.backend.to_str(),
+                special_tokens=dict(tokenizer.special_tokens),
+                chat_template=template.source if template else None,
+            )
+        )
+
     def open(self, service: Service) -> None:
         """Take requests."""
-        self.lobby.opened = service
-        self.lobby.state = State.READY
+        self.service = service
+        self._channel.put(service.opened)
+
+    def stepped(self, tokens: int) -> None:
+        """Tell of a step."""
+        self._channel.put(Step(tokens))
 
     def drain(self) -> None:
         """Refuse new requests and report not ready. Safe to call from a signal handler."""
-        self.lobby.state = State.DRAINING
+        self._channel.put(Draining())
 
-    def _run(self) -> None:
-        asyncio.run(self._serve())
+    def _hear(self, messages: list[object]) -> None:
+        for message in messages:
+            match message:
+                case Start():
+                    self._start(message)
+                case Abort(name):
+                    assert self.service is not None
+                    self.service.engine.abort(name)
+                case Question(number, subject):
+                    self._channel.put(Reply(number, self._answer(subject)))
 
-    async def _serve(self) -> None:
-        pairs = zip(self._servers, self._sockets, strict=True)
-        await asyncio.gather(*(server.serve(sockets=[bound]) for server, bound in pairs))
+    def _start(self, start: Start) -> None:
+        assert self.service is not None, "requests come once the service is open"
 
+        def emit(event: TokenEvent) -> None:
+            token = Token(
+                id=start.id,
+                event=event,
+                cached_tokens=sequence.cached_tokens or 0,
+                queued_seconds=sequence.queued_seconds or 0.0,
+            )
+            self._channel.put(token)
 
-def _config(app: object) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        lifespan="off",
-        ws="none",
-        access_log=False,
-        log_level="warning",
-        timeout_keep_alive=75,  # above what usual proxies keep idle connections for, so that they close first
-        timeout_graceful_shutdown=FAREWELL_SECONDS,
-    )
+        sequence = Sequence(
+            id=start.id,
+            prompt=start.prompt,
+            params=start.params,
+            emit=emit,
+            priority=start.priority,
+            cache_salt=start.cache_salt,
+        )
+        try:
+            self.service.engine.submit(sequence)
+        except EngineClosed:  # told to drain while the request was on its way
+            emit(TokenEvent(None, FinishReason.ABORTED))
+
+    def _answer(self, subject: Subject) -> object:
+        if subject is Subject.PROGRESS:
+            return self._startup.doing
+        if self.service is None:
+            return None
+        return self.service.engine.stats() if subject is Subject.STATS else self.service.report().to_json()
+
+    def _lost(self) -> None:
+        if not self._closing:
+            code = self._process.wait()
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            self._died(f"the HTTP server's process {how}; what it said last is in the log")
 
 
 def _bind(port: int, variable: str) -> socket.socket:

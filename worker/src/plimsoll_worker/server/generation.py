@@ -1,116 +1,192 @@
-"""One request on its way through the engine, seen from the server: ids become text, stop strings end it."""
+"""One request on its way through the engine, seen from the server: ids become text, stop strings end it.
+
+A request is one sequence, or several: n answers, or several prompts. Their tokens come through one queue, so
+that one client hears of all in the order in which they were made.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from uuid import uuid4
 
-from plimsoll_worker.engine.engine import Engine
-from plimsoll_worker.engine.sequence import FinishReason, SamplingParams, Sequence, TokenEvent
+from plimsoll_worker.engine.sequence import FinishReason, TokenEvent, TokenLogprobs
 from plimsoll_worker.loading.tokenizer import Tokenizer
 from plimsoll_worker.server.detokenizer import Detokenizer, StopStrings
-from plimsoll_worker.server.errors import unavailable
+from plimsoll_worker.server.engine_link import EngineLink
+from plimsoll_worker.server.errors import ApiError, unavailable
+from plimsoll_worker.server.messages import Token
 from plimsoll_worker.server.metrics import Metrics
+from plimsoll_worker.server.prompts import Ask
+
+
+@dataclass(frozen=True, slots=True)
+class ToldToken:
+    """A token of an answer with its log probability, and the likeliest ones with theirs."""
+
+    token: int
+    logprobs: TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
     """News of an answer: text, the end, or both."""
 
+    index: int
     text: str
     finish_reason: str | None = None
+    told: ToldToken | None = None
+    """Where log probabilities were asked for: also while the token's text is still held back."""
+
+
+class Choice:
+    """One answer in the making."""
+
+    def __init__(self, index: int, ask: Ask, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self.index = index
+        self.ask = ask
+        self.tokens = 0
+        self.cached_tokens = 0
+        """Of the prompt, found in the prefix cache."""
+        self.ended = False
+        self.times = Times()
+        self._detokenizer = Detokenizer(tokenizer, ask.prompt)
+        self._stop = StopStrings(stop)
+
+    def hear(self, event: TokenEvent) -> Delta:
+        """The news that a token is; `ended` tells whether it is the last."""
+        assert event.token is not None
+        self.tokens += 1
+        # The token that ends a text is not part of it.
+        stopped = event.finish is FinishReason.STOP
+        text = "" if stopped else self._detokenizer.push(event.token)
+        told = None if stopped or event.logprobs is None else ToldToken(event.token, event.logprobs)
+        if event.finish is not None:
+            text += self._detokenizer.flush()
+        if self.tokens > self.ask.params.min_tokens:
+            text = self._stop.push(text)
+        if self._stop.found:
+            return self._last(text, FinishReason.STOP, told)
+        if event.finish is not None:
+            return self._last(text + self._stop.flush(), event.finish, told)
+        return Delta(self.index, text, told=told)
+
+    def _last(self, text: str, reason: FinishReason, told: ToldToken | None) -> Delta:
+        self.ended = True
+        return Delta(self.index, text, reason.value, told)
 
 
 class Generation:
-    """An answer in the making. Always `close` it: a request whose client is gone must not hold blocks."""
+    """The answers to one request. Always `close` it: a request whose client is gone must not hold blocks."""
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineLink,
         tokenizer: Tokenizer,
         metrics: Metrics,
         *,
-        prompt: list[int],
-        params: SamplingParams,
-        stop: list[str],
+        asks: Sequence[Ask],
+        most: int,
+        stop: Sequence[str],
+        priority: int,
+        cache_salt: str,
     ) -> None:
-        """Submit the request. Raises QueueFull, EngineClosed."""
-        self.prompt_tokens = len(prompt)
-        self.completion_tokens = 0
+        """Submit the request. Raises ApiError; then nothing of it runs."""
+        self.tokenizer = tokenizer
+        self.choices = [Choice(index, ask, tokenizer, stop) for index, ask in enumerate(asks)]
         self._engine = engine
         self._metrics = metrics
-        self._detokenizer = Detokenizer(tokenizer, prompt)
-        self._stop = StopStrings(stop)
-        self._events: asyncio.Queue[TokenEvent] = asyncio.Queue()
-        self._ended = False
-        self._began = self._last = time.monotonic()
-        self._loop = asyncio.get_running_loop()
-        self._sequence = Sequence(
-            id=uuid4().hex,
-            prompt=tuple(prompt),
-            params=params,
-            emit=self._receive,
-        )
-        engine.submit(self._sequence)
+        self._tokens: asyncio.Queue[tuple[Choice, Token]] = asyncio.Queue()
+        self._ids: list[str] = []
+        try:
+            for choice in self.choices:
+                hear = self._hearer(choice)
+                self._ids.append(
+                    engine.submit(choice.ask, most=most, priority=priority, cache_salt=cache_salt, hear=hear)
+                )
+        except ApiError:
+            self.close()
+            raise
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Each prompt counts once, however many answers it has."""
+        return sum(len(choice.ask.prompt) for choice in self.choices if choice.ask.first_of_prompt)
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(choice.tokens for choice in self.choices)
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens of the prompt that the prefix cache had."""
-        return self._sequence.cached_tokens or 0
+        """Tokens of the prompts that the prefix cache had."""
+        return sum(choice.cached_tokens for choice in self.choices if choice.ask.first_of_prompt)
 
     async def deltas(self) -> AsyncIterator[Delta]:
-        """Pieces of text as they come, the last with its finish reason. Raises ApiError when the engine
-        gives up."""
-        while not self._ended:
-            event = await self._events.get()
-            if event.finish in (FinishReason.ABORTED, FinishReason.FAILED):
-                self._ended = True
+        """Pieces of text as they come, each answer's last with its finish reason. Raises ApiError when the
+        engine gives up."""
+        while not all(choice.ended for choice in self.choices):
+            choice, token = await self._tokens.get()
+            if choice.ended:  # by a stop string, while more tokens were on their way
+                continue
+            if token.event.token is None:
+                choice.ended = True
                 raise unavailable(
                     "the worker stopped before the answer was complete; send the request again", "aborted"
                 )
-            yield self._delta(event)
+            yield self._delta(choice, token)
 
     def close(self) -> None:
-        """Let the engine forget the request if it has not ended."""
-        if not self._ended:
-            self._ended = True
-            self._engine.abort(self._sequence.id)
+        """Let the engine forget what has not ended."""
+        for choice, name in zip(self.choices, self._ids, strict=False):
+            if not choice.ended:
+                choice.ended = True
+                self._engine.abort(name)
 
-    def _receive(self, event: TokenEvent) -> None:
-        """Called from the engine's thread."""
-        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+    def _hearer(self, choice: Choice) -> Callable[[Token], None]:
+        return lambda token: self._tokens.put_nowait((choice, token))
 
-    def _delta(self, event: TokenEvent) -> Delta:
-        assert event.token is not None
-        self._count_token()
-        # The token that ends a text is not part of it.
-        text = "" if event.finish is FinishReason.STOP else self._detokenizer.push(event.token)
-        if event.finish is not None:
-            text += self._detokenizer.flush()
-        text = self._stop.push(text)
-        if self._stop.found:
-            self.close()
-            return self._last_delta(text, FinishReason.STOP)
-        if event.finish is not None:
-            self._ended = True
-            return self._last_delta(text + self._stop.flush(), event.finish)
-        return Delta(text)
+    def _delta(self, choice: Choice, token: Token) -> Delta:
+        choice.cached_tokens = token.cached_tokens
+        choice.times.token(self._metrics, token.queued_seconds)
+        delta = choice.hear(token.event)
+        if delta.finish_reason is not None:
+            if token.event.finish is None:  # a stop string, which the engine knows nothing of
+                self._engine.abort(self._ids[choice.index])
+            choice.times.end(self._metrics, prompt=len(choice.ask.prompt), answer=choice.tokens)
+            self._metrics.ended(delta.finish_reason)
+        return delta
 
-    def _last_delta(self, text: str, reason: FinishReason) -> Delta:
-        self._metrics.request.observe(self._last - self._began)
-        self._metrics.ended(reason.value)
-        return Delta(text, reason.value)
 
-    def _count_token(self) -> None:
-        now = time.monotonic()
-        if self.completion_tokens == 0:
-            self._metrics.prompt_tokens.inc(self.prompt_tokens)
-            self._metrics.first_token.observe(now - self._began)
+class Times:
+    """When a sequence was asked for and its tokens came, for the metrics."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began = self._first = self._last = clock()
+        self._queued: float | None = None
+
+    def token(self, metrics: Metrics, queued: float) -> None:
+        """A token came of a sequence that waited `queued` seconds for its first step."""
+        now = self._clock()
+        if self._queued is None:
+            self._queued, self._first = queued, now
+            metrics.first_token.observe(now - self._began)
+            metrics.queued.observe(queued)
+            metrics.prefill.observe(max(0.0, now - self._began - queued))
         else:
-            self._metrics.between_tokens.observe(now - self._last)
+            metrics.between_tokens.observe(now - self._last)
         self._last = now
-        self.completion_tokens += 1
-        self._metrics.generation_tokens.inc()
+        metrics.generation_tokens.inc()
+
+    def end(self, metrics: Metrics, *, prompt: int, answer: int) -> None:
+        """So many tokens were asked, so many answered."""
+        decode = self._last - self._first
+        metrics.prompt_tokens.inc(prompt)
+        metrics.prompt_length.observe(prompt)
+        metrics.answer_length.observe(answer)
+        metrics.request.observe(self._last - self._began)
+        metrics.decode.observe(decode)
+        if answer > 1:
+            metrics.per_token.observe(decode / (answer - 1))

@@ -8,25 +8,17 @@ others are unknown.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MAX_STOP_STRINGS = 4
+MAX_CHOICES = 128
+MAX_TOP_LOGPROBS = 20
 
 NEUTRAL: dict[str, tuple[object, ...]] = {
-    "n": (1,),
     "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
-    "min_tokens": (0,),
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none",),
     "functions": ([],),
@@ -43,24 +35,43 @@ WITHOUT_EFFECT = ("user", "metadata", "store", "service_tier", "safety_identifie
 
 
 class ClientModel(BaseModel):
-    """Unknown fields are refused."""
+    """Unknown fields are refused, and so are NaN and infinity."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class StreamOptions(ClientModel):
     """Of a streamed answer."""
 
     include_usage: bool = False
+    """One event more, with the usage."""
+    continuous_usage_stats: bool = False
+    """The usage so far in every event."""
+
+    @model_validator(mode="after")
+    def _continuous_needs_usage(self) -> Self:
+        if self.continuous_usage_stats and not self.include_usage:
+            raise ValueError("continuous_usage_stats needs include_usage: true")
+        return self
 
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _by_token(bias: dict[str, float]) -> dict[str, float]:
+    for token in bias:
+        if not (token.isascii() and token.isdigit()):
+            raise ValueError(f"found the key {token!r}, expected token ids")
+    return bias
+
+
 StopStrings = Annotated[
     list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOP_STRINGS), BeforeValidator(_as_list)
 ]
+LogitBias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], AfterValidator(_by_token)]
+TokenId = Annotated[int, Field(ge=0)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class GenerationRequest(ClientModel):
@@ -68,16 +79,34 @@ class GenerationRequest(ClientModel):
 
     model: str
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    """No stop token or stop string ends an answer that is shorter."""
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     """0 and -1: all."""
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    logit_bias: LogitBias | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    """The second of n answers takes the next seed, and so on."""
     stop: StopStrings | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool = False
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    """Lower goes first."""
+    cache_salt: Annotated[str, Field(min_length=1)] | None = None
+    """Cached prefixes are shared only among requests of the same salt."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+
+    @property
+    def top_logprobs_asked(self) -> int | None:
+        """How many of the likeliest tokens to tell at each place; None: no log probabilities at all."""
+        raise AssertionError("each endpoint asks in its own way")
 
     @model_validator(mode="before")
     @classmethod
@@ -88,7 +117,7 @@ class GenerationRequest(ClientModel):
         for name, value in data.items():
             if name in WITHOUT_EFFECT:
                 continue
-            if name in NEUTRAL:
+            if name in NEUTRAL and name not in cls.model_fields:
                 if value is not None and value not in NEUTRAL[name]:
                     neutral = " or ".join(repr(allowed) for allowed in NEUTRAL[name])
                     raise ValueError(
@@ -99,7 +128,7 @@ class GenerationRequest(ClientModel):
         return kept
 
     @model_validator(mode="after")
-    def _stream_options_need_a_stream(self) -> GenerationRequest:
+    def _stream_options_need_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is only allowed with stream: true")
         return self
@@ -133,14 +162,41 @@ class ChatRequest(GenerationRequest):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     """More variables for the model's chat template."""
+
+    @property
+    def top_logprobs_asked(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _top_logprobs_need_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs is only allowed with logprobs: true")
+        return self
 
 
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
+    echo: bool = False
+    """The answer begins with the prompt."""
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+    @property
+    def top_logprobs_asked(self) -> int | None:
+        return self.logprobs
+
+    @model_validator(mode="after")
+    def _echo_has_no_logprobs(self) -> Self:
+        if self.echo and self.logprobs is not None:
+            raise ValueError(
+                "echo and logprobs do not go together: this engine tells no log probabilities of a prompt"
+            )
+        return self
 
 
 class TokenizeRequest(ClientModel):
@@ -152,7 +208,7 @@ class TokenizeRequest(ClientModel):
     add_special_tokens: bool = True
 
     @model_validator(mode="after")
-    def _one_input(self) -> TokenizeRequest:
+    def _one_input(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("send either prompt or messages")
         return self
