@@ -7,6 +7,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from tests.unit.cluster.world import gpu_node
 
+from plimsoll.actuate.ownership import Owner
 from plimsoll.cluster.gauges import ClusterGauges
 from plimsoll.cluster.reservations import Ledger
 from plimsoll.cluster.state import ClusterState
@@ -28,6 +29,7 @@ def pod(name: str, gpus: int, *, restarts: int = 0, own: bool = False, **status:
             "namespace": "models",
             "uid": f"uid-{name}",
             "labels": labels if own else {},
+            "ownerReferences": [Owner("models", "small", "uid-small").reference()] if own else [],
             "creationTimestamp": "2026-11-23T04:00:00Z",
         },
         "spec": {

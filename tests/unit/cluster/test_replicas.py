@@ -285,11 +285,23 @@ def test_a_pod_on_the_wrong_node_goes() -> None:
     assert names(world) == [pod["metadata"]["name"]]
 
 
-def test_labels_edited_by_hand_belong_to_no_replica() -> None:
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"plimsoll.dev/replica": "zero"},
+        {"plimsoll.dev/revision": "of-somebody"},
+        {"app.kubernetes.io/managed-by": ""},
+        {"app.kubernetes.io/name": "mine", "plimsoll.dev/deployment": "other"},
+    ],
+    ids=lambda edit: " ".join(key.rpartition("/")[2] for key in edit),
+)
+def test_a_pod_whose_labels_were_changed_gives_way_to_one_that_services_find(edit: dict[str, str]) -> None:
     world = served()
-    world.worker_pods()[0]["metadata"]["labels"]["plimsoll.dev/replica"] = "zero"
+    [pod] = world.worker_pods()
+    pod["metadata"]["labels"] |= edit
     world.settle()
     assert attempts(world) == {"0": "1"}
+    assert pod["metadata"]["name"] not in world.pods
 
 
 def test_cpu_deployments_go_the_same_way() -> None:

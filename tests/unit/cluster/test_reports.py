@@ -214,7 +214,8 @@ class Asked:
 
 @pytest.fixture
 def pod(world: World) -> OwnPod:
-    return own_pod(world.worker_pods()[0], "g")
+    [found, *_] = world.worker_pods()
+    return own_pod(found, found["metadata"]["ownerReferences"][0], "g")
 
 
 def test_a_pod_is_asked_once_again_after_a_pause_and_after_a_restart(pod: OwnPod, plan: PlanStatus) -> None:

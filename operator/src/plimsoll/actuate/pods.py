@@ -8,6 +8,7 @@ meets AlreadyExists instead of making a second set.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +93,10 @@ def inspect_pod(owner: Owner, spec: LLMDeploymentSpec, defaults: PodDefaults) ->
 
 def inspect_pod_name(owner: Owner, key: str) -> str:
     return f"{owner.name}-inspect-{digest(key)}"
+
+
+WORKER_NAME = re.compile(r"(?P<revision>.+)-r(?P<replica>\d+)-s(?P<stage>\d+)-a(?P<attempt>\d+)")
+"""What `worker_pod_name` gives; the parts are named like the pod's labels."""
 
 
 def worker_pod_name(revision: str, replica: int, stage: int, attempt: int) -> str:

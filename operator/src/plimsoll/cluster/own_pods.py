@@ -1,5 +1,8 @@
 """What is kept of the operator's own pods: more than planning reads, because their fate is told in status.
 
+Whose pod it is, and of which replica, is told by its owner and its name. Labels say the same, but people can
+edit labels, and a worker pod that lost them would hold a GPU that nobody accounts for.
+
 Times stay RFC 3339 text until they are compared; `at` parses them.
 """
 
@@ -11,6 +14,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from plimsoll.actuate import ownership
+from plimsoll.actuate.pods import WORKER_NAME
+from plimsoll.api.v1alpha1 import GROUP, KIND
 
 Object = Mapping[str, Any]
 
@@ -87,6 +92,8 @@ class OwnPod:
     """The scheduler does not look at it yet."""
     disrupted: bool = False
     """Kubernetes ended it for a reason that is not its own: evicted, preempted, its node drained."""
+    relabelled: bool = False
+    """Somebody changed labels that Services and budgets select it by; `labels` has them as they were."""
 
     @property
     def component(self) -> str:
@@ -128,10 +135,20 @@ def stamp(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def own_pod(obj: Object, pinned_node: str) -> OwnPod:
+def owner_of(obj: Object) -> Object | None:
+    """The reference to the LLMDeployment that the object belongs to."""
+    for ref in obj["metadata"].get("ownerReferences") or ():
+        if ref.get("controller") and ref["kind"] == KIND and ref["apiVersion"].startswith(f"{GROUP}/"):
+            found: Object = ref
+            return found
+    return None
+
+
+def own_pod(obj: Object, owner: Object, pinned_node: str) -> OwnPod:
     """The view of one of the operator's pods."""
     meta, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
-    owner: Object = next((ref for ref in meta.get("ownerReferences") or () if ref.get("controller")), {})
+    found = dict(meta.get("labels") or {})
+    wanted = _labels(meta["name"], owner)
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
     scheduled = conditions.get("PodScheduled", {})
     ready = conditions.get("Ready", {})
@@ -140,8 +157,8 @@ def own_pod(obj: Object, pinned_node: str) -> OwnPod:
         namespace=meta["namespace"],
         name=meta["name"],
         uid=meta["uid"],
-        owner_uid=str(owner.get("uid", "")),
-        labels=dict(meta.get("labels") or {}),
+        owner_uid=str(owner["uid"]),
+        labels=found | wanted,
         annotations={
             key: value
             for key, value in (meta.get("annotations") or {}).items()
@@ -163,6 +180,22 @@ def own_pod(obj: Object, pinned_node: str) -> OwnPod:
         ready_since=_since(ready),
         gated=bool(spec.get("schedulingGates")),
         disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
+        relabelled=not wanted.items() <= found.items(),
+    )
+
+
+def _labels(name: str, owner: Object) -> dict[str, str]:
+    """What a worker pod of that name was labelled with; nothing for other pods."""
+    matched = WORKER_NAME.fullmatch(name)
+    return (
+        {
+            ownership.NAME: ownership.WORKER,
+            ownership.MANAGED_BY: ownership.OPERATOR,
+            ownership.DEPLOYMENT: str(owner["name"]),
+            **{f"plimsoll.dev/{part}": value for part, value in matched.groupdict().items()},
+        }
+        if matched
+        else {}
     )
 
 

@@ -187,11 +187,17 @@ class _Round:
 
     def _holder(self, stage: list[OwnPod], place: PlanPlacement) -> OwnPod | None:
         """The pod of the place; others that say they are it are deleted, unless they leave by themselves."""
-        right = [pod for pod in _living(stage) if (pod.node or pod.pinned_node) == place.node]
+        right = [
+            pod
+            for pod in _living(stage)
+            if (pod.node or pod.pinned_node) == place.node and not pod.relabelled
+        ]
         holder = min(right, key=lambda pod: (pod.finished, pod.name), default=None)
         for pod in _living(stage):
             if pod is not holder:
-                self._deletes.append(_delete(pod, f"replica {pod.replica} belongs on node {place.node}"))
+                elsewhere = f"replica {pod.replica} belongs on node {place.node}"
+                why = "its labels were changed" if pod.relabelled else elsewhere
+                self._deletes.append(_delete(pod, why))
         return holder
 
     def _was_seen(self, place: PlanPlacement, attempt: int) -> bool:

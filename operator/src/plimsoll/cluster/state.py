@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from plimsoll.actuate.ownership import MANAGED_BY, OPERATOR
 from plimsoll.actuate.revisions import Revision
-from plimsoll.cluster.own_pods import OwnPod, own_pod
+from plimsoll.cluster.own_pods import OwnPod, own_pod, owner_of
 from plimsoll.cluster.resource import Resource, is_newer
 from plimsoll.cluster.stored_profile import Profile
 from plimsoll.inventory.capacity import held_on
@@ -238,9 +237,8 @@ class ClusterState:
 
 def _pod(obj: Object) -> PodEntry | None:
     view = pod_view(obj)
-    own: OwnPod | None = None
-    if (obj["metadata"].get("labels") or {}).get(MANAGED_BY) == OPERATOR:
-        own = own_pod(obj, pinned_node((obj.get("spec") or {}).get("affinity")))
+    owner = owner_of(obj)
+    own = own_pod(obj, owner, pinned_node((obj.get("spec") or {}).get("affinity"))) if owner else None
     return PodEntry(view, own) if view or own else None
 
 
