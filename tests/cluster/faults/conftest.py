@@ -22,6 +22,7 @@ from tests.cluster.lifecycle.operator_process import Operator
 from tests.conftest import _clear_orphans, _wait_for
 
 from plimsoll.api.v1alpha1 import GROUP, PLURAL, VERSION
+from plimsoll.api.v1alpha1.profile import PROFILE_PLURAL
 
 SEEDS = range(int(os.environ.get("PLIMSOLL_FAULT_SEEDS", "1")))
 QUIET_SECONDS = 3.0
@@ -106,6 +107,13 @@ class Scene:
     def told(self, name: str, kind: str, status: str, reason: str = "") -> dict[str, Any]:
         return self.models.wait_condition(name, kind, status, reason, seconds=PATIENCE)
 
+    def profiles(self) -> list[dict[str, Any]]:
+        """MemoryProfiles of the namespace."""
+        custom = client.CustomObjectsApi(self.ground.kube)
+        found = custom.list_namespaced_custom_object(GROUP, VERSION, self.models.name, PROFILE_PLURAL)
+        kept: list[dict[str, Any]] = found["items"]
+        return kept
+
     def quiet(self) -> None:
         """The operator has nothing more to write."""
         written, since = -1, time.monotonic()
@@ -130,8 +138,8 @@ class Scene:
 
 @pytest.fixture
 def scene(ground: Ground, namespace: str) -> Iterator[Scene]:
-    """Where a fault happens. After the test: the operator runs and has nothing more to do, no pod is an orphan,
-    no GPU was promised twice at any time, and the pods of others are the same."""
+    """Where a fault happens. After the test: the operator runs and has nothing more to do, no pod is
+    an orphan, no GPU was promised twice at any time, and the pods of others are the same."""
     ground.operator  # noqa: B018
     found = Scene(ground, Namespace(ground.kube, namespace, _wait_for))
     try:
@@ -140,6 +148,7 @@ def scene(ground: Ground, namespace: str) -> Iterator[Scene]:
     finally:
         ground.proxy.tripwire, ground.proxy.status = None, lambda _request: 0
         ground.workers.answers.clear()
+        ground.watch.fates.clear()
         ground.watch.violations.clear()
         ground.proxy.writes.clear()
         custom = client.CustomObjectsApi(ground.kube)

@@ -28,7 +28,7 @@ from tests.cluster.api_proxy import ApiProxy, Request
 from tests.cluster.faults.workers import Workers
 from tests.cluster.lifecycle.conftest import Namespace
 from tests.cluster.lifecycle.operator_process import Operator
-from tests.cluster.lifecycle.promises import GPU, PromiseWatch
+from tests.cluster.lifecycle.promises import PromiseWatch
 from tests.unit.cluster.world import facts
 
 from plimsoll.api.v1alpha1 import GROUP, PLURAL, VERSION
@@ -48,6 +48,8 @@ MODEL = "acme/small"
 REVIVE_SECONDS = 0.5
 
 WaitFor = Callable[..., Any]
+Fate = Callable[[Mapping[str, Any]], Mapping[str, str]]
+"""Annotations for a pod that was just created; empty: it does well."""
 
 
 class Watch(PromiseWatch):
@@ -57,20 +59,29 @@ class Watch(PromiseWatch):
         gpus = {f"{pool.name}-{number}": pool.gpus for pool in NODES for number in range(pool.nodes)}
         super().__init__(api, gpus)
         self._workers = workers
-        self._told: set[str] = set()
+        self.fates: dict[tuple[str, str], Fate] = {}
+        """What becomes of new worker pods of a deployment, by its namespace and name."""
 
     def pod_seen(self, event: str, pod: Mapping[str, Any]) -> None:
         component = (pod["metadata"].get("labels") or {}).get("app.kubernetes.io/name")
         if component == "plimsoll-worker":
             self._workers.seen(event, pod)
+            meta = pod["metadata"]
+            fate = self.fates.get((meta["namespace"], meta["labels"].get("plimsoll.dev/deployment", "")))
+            if fate and event == "ADDED" and (told := fate(pod)):
+                self._annotate(pod, told)
         elif component == "plimsoll-inspect" and event == "ADDED":
-            self._finish(pod)
+            self._annotate(pod, ended(0, facts().pack()))
 
-    def _finish(self, pod: Mapping[str, Any]) -> None:
-        told = {"plimsoll.dev/fake-exit-code": "0", "plimsoll.dev/fake-exit-message": facts().pack()}
+    def _annotate(self, pod: Mapping[str, Any], told: Mapping[str, str]) -> None:
         meta = pod["metadata"]
         with contextlib.suppress(NotFound):
             self._kube.merge(PODS, meta["namespace"], meta["name"], {"metadata": {"annotations": told}})
+
+
+def ended(code: int, message: str) -> dict[str, str]:
+    """Annotations with which a fake pod's container ends."""
+    return {"plimsoll.dev/fake-exit-code": str(code), "plimsoll.dev/fake-exit-message": message}
 
 
 @dataclass
@@ -230,6 +241,3 @@ def is_write_in(namespace: str) -> Callable[[Request], bool]:
 
 def resident_mib(operator: Operator) -> int:
     return int(psutil.Process(operator.pid).memory_info().rss >> 20)
-
-
-__all__ = ["GPU", "Ground", "Watch", "deployment", "is_write_in", "resident_mib", "up"]

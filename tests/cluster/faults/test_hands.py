@@ -44,7 +44,7 @@ def test_a_wiped_status_is_rebuilt_from_revisions_and_pods(away: bool, scene: Sc
 
 def test_a_forged_status_moves_no_pod_to_a_gpu_of_others(scene: Scene) -> None:
     scene.serve()
-    pods, before = scene.models.pod_uids(), scene.models.status("small")
+    before = scene.models.status("small")
     taken = scene.ground.bystander_nodes()
     forged = [
         plan | {"placements": [place | {"node": taken[0]} for place in plan["placements"]]}
@@ -57,8 +57,8 @@ def test_a_forged_status_moves_no_pod_to_a_gpu_of_others(scene: Scene) -> None:
         "the plan has a place of its own",
         lambda: scene.models.get("small"),
     )
+    scene.wait(lambda: len(scene.models.pods()) == 1, "one pod is left", scene.models.pod_uids)
     scene.ready()
-    assert len(scene.models.pods()) == len(pods) == 1
 
 
 def test_pods_deleted_by_hand_come_back_and_cost_no_restart(scene: Scene) -> None:
@@ -119,7 +119,7 @@ def test_annotations_of_pods_edited_by_hand_disturb_nothing(scene: Scene) -> Non
     scene.models.core.patch_namespaced_pod(
         pod.metadata.name, scene.models.name, {"metadata": {"annotations": odd}}
     )
-    put_status(scene, "small", None)
+    scene.quiet()
     scene.ready()
     assert scene.models.pod_uids() == pods
 

@@ -144,7 +144,7 @@ class Workers:
             self._call(self._end(uid))
         elif address and uid not in self._servers:
             labels = pod["metadata"]["labels"]
-            deployment = pod["metadata"]["namespace"], labels["plimsoll.dev/deployment"]
+            deployment = pod["metadata"]["namespace"], labels.get("plimsoll.dev/deployment", "")
             environment = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
             self._call(self._begin(uid, address, deployment, Launch.from_env(environment)))
 

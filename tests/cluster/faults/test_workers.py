@@ -1,0 +1,86 @@
+"""Workers that run out of memory while they load, that run something else than they were told, and reports
+that come from a pod which its user controls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from tests.cluster.faults import workers
+from tests.cluster.faults.conftest import Scene
+from tests.cluster.faults.ground import deployment, ended
+from tests.cluster.faults.workers import Answer, changed, measuring
+
+from plimsoll_worker.launch import Device, ExitCode, ExitReason, Launch, Precision, WeightsScheme
+
+pytestmark = pytest.mark.cluster
+
+LIES: dict[str, tuple[Answer, str]] = {
+    "another device": (changed(device=Device.CPU), "device: planned GPU, runs CPU"),
+    "another precision": (changed(weights=WeightsScheme.plain(Precision.FP16)), "weights: planned BF16"),
+    "another split": (changed(tensor_parallel=2), "tensor parallel: planned 1, runs 2"),
+    "a report of somebody else": (changed(revision="of-somebody-else"), "revision: planned small-"),
+}
+USELESS: dict[str, tuple[Answer, str]] = {
+    "slow": (workers.slow, "took longer than"),
+    "huge": (workers.huge, "larger than"),
+    "never": (workers.never, "timed out"),
+    "malformed": (workers.malformed, "is no report"),
+    "negative bytes": (measuring(weights=-1), "is no report"),
+}
+
+
+@pytest.mark.parametrize(("answer", "told"), LIES.values(), ids=LIES.keys())
+def test_a_worker_that_runs_something_else_is_told_and_teaches_nothing(
+    answer: Answer, told: str, scene: Scene
+) -> None:
+    scene.ground.workers.answers[scene.models.name, "small"] = answer
+    scene.models.apply("small", deployment())
+    found = scene.told("small", "Verified", "False", "EffectiveConfigMismatch")
+    assert told in found["message"]
+    scene.told("small", "Ready", "False", "EffectiveConfigMismatch")
+    scene.told("small", "Degraded", "True", "EffectiveConfigMismatch")
+    [pod] = scene.models.pods()
+    scene.quiet()
+    assert scene.profiles() == []
+    assert scene.models.pod_uids() == {pod.metadata.name: pod.metadata.uid}
+
+
+@pytest.mark.parametrize(("answer", "told"), USELESS.values(), ids=USELESS.keys())
+def test_a_report_that_cannot_be_read_takes_nobody_down_and_teaches_nothing(
+    answer: Answer, told: str, scene: Scene
+) -> None:
+    scene.ground.workers.answers[scene.models.name, "small"] = answer
+    scene.serve()
+    found = scene.told("small", "Verified", "Unknown", "ReportUnreachable")
+    assert told in found["message"]
+    assert "Serving is not affected" in found["message"]
+    scene.ready()
+    assert scene.profiles() == []
+
+
+def test_out_of_memory_at_load_ends_in_a_configuration_that_loads(scene: Scene) -> None:
+    planned: list[int] = []
+
+    def fate(pod: Mapping[str, Any]) -> Mapping[str, str]:
+        """It takes less than half of the token budget that is planned first."""
+        launch = Launch.from_env(
+            {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
+        )
+        planned.append(launch.max_batched_tokens)
+        if launch.max_batched_tokens * 2 > planned[0]:
+            reason = ExitReason(reason=ExitCode.CUDA_OUT_OF_MEMORY, message="12 MiB short while loading")
+            return ended(1, reason.to_json())
+        return {}
+
+    scene.ground.watch.fates[scene.models.name, "small"] = fate
+    scene.models.apply("small", deployment(workload={"maxContextTokens": 4096}))
+    scene.ready()
+    status = scene.models.status("small")
+    assert status["plans"][0]["maxBatchedTokens"] * 2 <= planned[0]
+    assert {one["reason"] for one in status["exclusions"]} == {"CUDAOutOfMemory"}
+    assert "12 MiB short while loading" in scene.models.condition("small", "Planned")["message"]
+    assert len(planned) == len(set(planned)), "no configuration was tried twice"
+    assert "CUDAOutOfMemory" in json.dumps(status)
