@@ -129,13 +129,13 @@ def test_quantizing_on_load_is_sized_and_said_not_to_run_yet(run: Run, config: C
     assert data["model"]["loadedBytes"] == data["perGPU"][0]["bytes"]["weights"] == 9_083_953_152
     assert data["model"]["kvBytesPerToken"] == 65_536
     assert data["warnings"] == [
-        "engine 0.1.0 does not run weights in INT8 yet, only in BF16, FP16, FP32",
-        "engine 0.1.0 does not run a KV cache in FP8 yet, only in BF16, FP16, FP32",
+        "engine 0.2.0 does not run weights in INT8 yet, only in BF16, FP16, FP32",
+        "engine 0.2.0 does not run a KV cache in FP8 yet, only in BF16, FP16, FP32",
         "INT8 rounds the matrices of the layers; everything else is kept in BF16",
     ]
     table = " ".join(run(*arguments).out.split())
     assert "weights INT8, the rest BF16, KV cache FP8" in table
-    assert "engine 0.1.0 does not run weights in INT8 yet" in table
+    assert "engine 0.2.0 does not run weights in INT8 yet" in table
 
 
 def test_native_is_what_is_taken_when_nothing_is_asked(run: Run, config: Callable[..., str]) -> None:
@@ -154,7 +154,7 @@ def test_a_sliding_window_is_told_per_sequence(run: Run, config: Callable[..., s
 def test_the_table_shows_every_term_and_the_card(run: Run, config: Callable[..., str]) -> None:
     answer = run("estimate", config(), "--gpu", "H100")
     assert answer.code == 0
-    for words in ("8,030,261,248 parameters", "65536 tokens × 32", "fits: 24.75 GiB of 79.65 GiB"):
+    for words in ("8,030,261,248 parameters", "65536 tokens × 32", "fits: 24.65 GiB of 79.65 GiB"):
         assert words in " ".join(answer.out.split())
     bar = next(line for line in answer.out.splitlines() if line.startswith("WW"))
     assert bar.count("|") == 1
@@ -166,14 +166,14 @@ def test_what_does_not_fit_ends_with_3_and_the_bytes(run: Run, config: Callable[
     answer = run("estimate", config(), "--gpu", gpu, "-o", "json")
     assert answer.code == 3
     assert answer.data["perGPU"][0]["total"] > 0
-    assert "does not fit: stage 0 needs 24.75 GiB a GPU" in answer.err
+    assert "does not fit: stage 0 needs 24.65 GiB a GPU" in answer.err
 
 
 def test_a_bar_that_is_too_full_grows_past_its_line(run: Run, config: Callable[..., str]) -> None:
     answer = run("estimate", config(), "--gpu", "L4")
     bar = next(line for line in answer.out.splitlines() if line.startswith("WW"))
     assert "." not in bar
-    assert "does not fit: 24.75 GiB of 22.49 GiB" in answer.out
+    assert "does not fit: 24.65 GiB of 22.49 GiB" in answer.out
 
 
 REFUSED = {

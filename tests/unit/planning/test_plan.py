@@ -395,7 +395,7 @@ REJECTIONS: dict[str, tuple[list[NodeView], list[PodView], dict[str, Any], Capab
         "EngineUnsupported",
         [
             f"BF16 TP4 would fit on 4 {H100} of one node",
-            "engine 0.1.0 runs tensor parallel 1",
+            "engine 0.2.0 runs tensor parallel 1",
             "TP1 needs 15",
         ],
     ),
@@ -413,7 +413,7 @@ REJECTIONS: dict[str, tuple[list[NodeView], list[PodView], dict[str, Any], Capab
         {"placement": CPU, "quantization": {"weights": "BF16"}},
         CAPABILITIES,
         "EngineUnsupported",
-        ["engine 0.1.0 runs FP32 on CPU"],
+        ["engine 0.2.0 runs FP32 on CPU"],
     ),
     "an architecture that the engine does not know": (
         [gpu_node("h")],
@@ -429,7 +429,7 @@ REJECTIONS: dict[str, tuple[list[NodeView], list[PodView], dict[str, Any], Capab
         {"facts": llama(8).model_copy(update={"quantization": "gptq"})},
         CAPABILITIES,
         "EngineUnsupported",
-        ["engine 0.1.0 loads no gptq checkpoint", "name the unquantized one in spec.model"],
+        ["engine 0.2.0 loads no gptq checkpoint", "name the unquantized one in spec.model"],
     ),
     "a context longer than the model's": (
         [gpu_node("h")],

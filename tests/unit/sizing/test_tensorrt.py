@@ -20,7 +20,7 @@ from plimsoll.model.facts import ModelFacts
 from plimsoll.sizing import kv_cache as kv
 from plimsoll.sizing.activations import layer_peak
 from plimsoll.sizing.weights import layer_bytes, outer_bytes, outer_roles
-from plimsoll_worker.launch import Precision
+from plimsoll_worker.launch import Device, Precision
 
 GIB, MIB = 1 << 30, 1 << 20
 FREE_FRACTION = (8, 10)
@@ -66,8 +66,10 @@ def capacity(memory: int, model: str, tensor: int, prompt: int, answer: int) -> 
     roles = outer_roles(facts, first=True, last=True)
     weights = outer_bytes(facts, tensor, roles, None)
     weights += sum(layer.count * layer_bytes(facts, layer, tensor, None) for layer in facts.layers)
-    # A context of 0: its attention is fused and keeps no mask.
-    alive, _ = layer_peak(facts, tokens=2 * prompt, context=0, precision=Precision.BF16, tensor=tensor)
+    # A context of 0: its attention gathers nothing.
+    alive, _ = layer_peak(
+        facts, tokens=2 * prompt, context=0, precision=Precision.BF16, tensor=tensor, device=Device.GPU
+    )
     visible = memory * MIB * VISIBLE_PERMILLE // 1000
     used = weights + alive * ACTIVATION_PERCENT // 100 + COLLECTIVES[tensor] + RUNTIME
     free = (visible - used) * FREE_FRACTION[0] // FREE_FRACTION[1]

@@ -10,12 +10,12 @@ from tests.unit.worker.test_models import saved
 
 from plimsoll_worker.engine.block_pool import BlockPool
 from plimsoll_worker.engine.engine import Engine
-from plimsoll_worker.engine.graphs import DecodeGraphs, Repeater, Work, buckets
+from plimsoll_worker.engine.graphs import DecodeGraphs, Repeater, Work
 from plimsoll_worker.engine.model_runner import ModelRunner
 from plimsoll_worker.engine.scheduler import Scheduler
 from plimsoll_worker.engine.sequence import FinishReason, Sequence, TokenEvent
 from plimsoll_worker.engine.staging import TURNS, Staging
-from plimsoll_worker.launch import Precision
+from plimsoll_worker.launch import Precision, graph_sizes
 from plimsoll_worker.loading.checkpoint import open_checkpoint
 from plimsoll_worker.loading.weights import load_model
 from plimsoll_worker.models.decoder import Decoder
@@ -169,7 +169,7 @@ def test_decoding_is_replayed_and_only_plain_sampling_with_it(model: Decoder) ->
     runner = paged(model, blocks=60, block_size=4)
     recorder = Counting()
     runner.capture(recorder)
-    sizes = list(reversed(buckets(8)))
+    sizes = list(reversed(graph_sizes(8)))
     assert recorder.made == 2 * len(sizes)
     eight = 2 * sizes.index(8)
     generate(runner, ask(max_tokens=5))
@@ -180,11 +180,11 @@ def test_decoding_is_replayed_and_only_plain_sampling_with_it(model: Decoder) ->
 
 
 def test_buckets_cover_every_batch() -> None:
-    assert buckets(1) == (1,)
-    assert buckets(6) == (1, 2, 4, 6)
-    assert buckets(8) == (1, 2, 4, 8)
-    assert buckets(30) == (1, 2, 4, 8, 16, 24, 30)
-    graphs = DecodeGraphs(buckets(30))
+    assert graph_sizes(1) == (1,)
+    assert graph_sizes(6) == (1, 2, 4, 6)
+    assert graph_sizes(8) == (1, 2, 4, 8)
+    assert graph_sizes(30) == (1, 2, 4, 8, 16, 24, 30)
+    graphs = DecodeGraphs(graph_sizes(30))
     assert [graphs.bucket(count) for count in (1, 3, 5, 24, 25, 30, 31)] == [1, 4, 8, 24, 30, 30, None]
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 LAUNCH_VERSION: Final = "v1"
-ENGINE_VERSION = "0.1.0"
+ENGINE_VERSION = "0.2.0"
 
 LAUNCH_ENV = "PLIMSOLL_LAUNCH"
 """The environment variable that holds the `Launch` as JSON."""
@@ -33,6 +33,13 @@ ADMIN_PORT = 8001
 TERMINATION_MESSAGE_PATH = Path("/dev/termination-log")
 TERMINATION_MESSAGE_BYTES = 4096
 """The kubelet keeps at most the last 4096 bytes of a termination message."""
+
+
+def graph_sizes(max_sequences: int) -> tuple[int, ...]:
+    """Batch sizes of decode steps that a GPU worker captures as CUDA graphs, ascending: 1, 2, 4, 8, 16, 24, …
+    up to `max_sequences`. Both sides count their memory."""
+    sizes = [size for size in (1, 2, 4) if size < max_sequences]
+    return (*sizes, *range(8, max_sequences, 8), max_sequences)
 
 
 class LaunchError(ValueError):

@@ -1,15 +1,18 @@
 """Peak bytes of one forward pass besides weights and KV cache.
 
 Two peaks are counted: inside a layer, where a chunk of `tokens` passes attention or the MLP, and at the end,
-where the rows that are sampled become logits. They do not overlap in time, but the residual stream lives
-through both; the sum is taken, because the allocator does not hand the blocks of one to the other.
+where the rows that are sampled become logits. They do not overlap in time. On a GPU the allocator hands the
+blocks of one to the other, so the larger counts; on a CPU it does not, so they are added.
+
+Attention differs by device: kernels on a GPU read the paged cache where it lies, and only a lone long prompt
+has its keys and values gathered; the CPU path gathers each sequence's and masks them.
 """
 
 from __future__ import annotations
 
 from plimsoll.model.facts import LayerClass, ModelFacts, Role
 from plimsoll.sizing.parallel import kv_heads_per_rank
-from plimsoll_worker.launch import Precision
+from plimsoll_worker.launch import Device, Precision
 
 RESIDUAL_COPIES = 2
 """The residual stream and its normed copy are alive together."""
@@ -17,29 +20,35 @@ MLP_COPIES = 3
 """gate, up and their product."""
 SAMPLING_BYTES = 4 + 4
 """Per logit: FP32 logits and probabilities, besides the logits in the compute precision."""
+SORTED_ROWS = 32
+"""A GPU sorts so many rows at a time for top-p."""
+SORTED_BYTES = 21
+"""Per logit of a sorted row: values, indices and sums of both sides of the sort. H100, engine 0.2.0:
+474 MiB for 256 rows of 151,936, of which 371 are the rows' logits and probabilities."""
 MASK_BYTES = 1
 """Per query and key: true where a query may look. The kernel widens it to the compute precision once more."""
 
 
 def layer_peak(
-    facts: ModelFacts, *, tokens: int, context: int, precision: Precision, tensor: int
+    facts: ModelFacts, *, tokens: int, context: int, precision: Precision, tensor: int, device: Device
 ) -> tuple[int, str]:
     """Bytes alive inside the widest layer for a chunk of `tokens` at the end of `context` tokens, on one
     rank, and the formula with its numbers.
 
-    tokens × width × 2 hidden + the larger of attention (q, k, v and output of the chunk; the mask and the
-    gathered K and V of the whole context) and MLP (tokens × width × 3 intermediate).
+    tokens × width × 2 hidden + the larger of attention (q, k, v and output of the chunk; the gathered K and V
+    of the whole context; on a CPU the mask) and MLP (tokens × width × 3 intermediate).
     """
     width, heads = precision.bytes, facts.heads // tensor
     kv = max(kv_heads_per_rank(layer, tensor) * (layer.key_dim + layer.value_dim) for layer in facts.layers)
     projected = max(2 * heads * layer.key_dim for layer in facts.layers) + kv
     recurrent = max(_recurrent_width(facts, layer) for layer in facts.layers)
     mlp = max(MLP_COPIES * max(facts.intermediate, facts.expert_width), recurrent) // tensor
-    queries, mask = min(tokens, context), MASK_BYTES + width
+    queries, mask = min(tokens, context), MASK_BYTES + width if device is Device.CPU else 0
     attention = tokens * width * projected + queries * context * mask + context * kv * width
     size = tokens * width * RESIDUAL_COPIES * facts.hidden + max(attention, tokens * width * mlp)
     if attention > tokens * width * mlp:
-        gathered = f"{queries} × {context} mask × {mask} B + {context} × {kv} K, V × {width} B"
+        masked = f"{queries} × {context} mask × {mask} B + " if mask else ""
+        gathered = f"{masked}{context} × {kv} K, V × {width} B"
         wider = f"{projected} attention) + {gathered}"
     else:
         wider = f"{mlp} MLP)"
@@ -51,7 +60,12 @@ def _recurrent_width(facts: ModelFacts, layer: LayerClass) -> int:
     return sum(group.elements for group in layer.groups if group.role is Role.RECURRENT) // facts.hidden
 
 
-def logits_peak(facts: ModelFacts, *, rows: int, precision: Precision) -> tuple[int, str]:
+def logits_peak(facts: ModelFacts, *, rows: int, precision: Precision, device: Device) -> tuple[int, str]:
     """Bytes of logits and sampling for `rows` sequences; the whole vocabulary is gathered on one rank."""
-    per_logit = precision.bytes + SAMPLING_BYTES
-    return rows * facts.vocab * per_logit, f"{rows} sequences × {facts.vocab} vocabulary × {per_logit} B"
+    per_logit, vocab = precision.bytes + SAMPLING_BYTES, facts.vocab
+    told = f"{rows} sequences × {vocab} vocabulary × {per_logit} B"
+    if device is Device.CPU:
+        return rows * vocab * per_logit, told
+    sorted_rows = min(rows, SORTED_ROWS)
+    size = rows * vocab * per_logit + sorted_rows * vocab * SORTED_BYTES
+    return size, f"{told} + {sorted_rows} sorted × {vocab} × {SORTED_BYTES} B"

@@ -42,7 +42,7 @@ class Configuration:
     """What keys and values are quantized to; None: `kv_cache`."""
     kv_block_tokens: int = BLOCK_TOKENS
     bounded_windows: bool = False
-    """Whether the engine drops keys and values that have left a sliding window. Engine 0.1.0 masks and keeps
+    """Whether the engine drops keys and values that have left a sliding window. Engine 0.2.0 masks and keeps
     them."""
 
     @property

@@ -22,12 +22,15 @@ class RuntimeConstants:
     context: int
     """GPU: CUDA context and driver reserve. CPU: interpreter and libraries, resident."""
     libraries: int
-    """GPU: cuBLAS workspace and modules, attention and Triton kernels."""
+    """GPU: cuBLAS and cuDNN workspaces and modules, Triton kernels, tables of the engine."""
     collectives_pair: int
     """NCCL buffers of a group of two ranks."""
     collectives_group: int
     """NCCL buffers of a group of more than two."""
-    cuda_graphs: int
+    graph: int
+    """One captured decode step, whatever the model."""
+    graph_layer: int
+    """What each of its layers adds."""
     weight_slack_permille: int
     """Allocator rounding over many weight tensors."""
     activation_slack_percent: int
@@ -38,26 +41,32 @@ class RuntimeConstants:
         tensor_group = 0 if tensor == 1 else self.collectives_pair if tensor == 2 else self.collectives_group
         return tensor_group + (self.collectives_pair if pipeline > 1 else 0)
 
+    def cuda_graphs(self, sizes: int, layers: int) -> int:
+        """Bytes of a decode step of so many layers, captured in so many sizes."""
+        return sizes * (self.graph + layers * self.graph_layer)
+
 
 GPU = RuntimeConstants(
     # H100 and H200, torch 2.11.0+cu130, driver 580, 2026-11: NVML after the first tensor 621 MiB; driver
     # reserve at idle 480 MiB (H100) and 615 MiB (H200), which counts against the line. Again: nvidia-smi
     # before and after torch.zeros.
     context=(621 + 615) * MIB,
-    # Same machines: +162 MiB after the first BF16 matmul (cuBLAS workspace and modules), +28 MiB after the
-    # first SDPA. 100 MiB for Triton kernels is an upper bound from published logs, not measured here.
-    libraries=(162 + 28 + 100) * MIB,
+    # H100, engine 0.2.0, 2026-11: the ledger's runtime, 1199 MiB for Llama-3.1-8B and 1241 MiB for Qwen3-0.6B
+    # with 256 sequences, less context and the 480 MiB that the driver reserves there.
+    libraries=140 * MIB,
     # Published, A100, NCCL 2.18 (2023): 544 MiB with two GPUs, 688 MiB with more, per group. Not measured
     # here.
     collectives_pair=544 * MIB,
     collectives_group=688 * MIB,
-    # This engine version captures no graphs.
-    cuda_graphs=0,
+    # H100, engine 0.2.0: 35 sizes took 246 MiB with 32 layers and 232 MiB with 28, the pool that they share
+    # included. Two models tell little of the share of a layer, so it leans to the larger.
+    graph=4 * MIB,
+    graph_layer=MIB // 10,
     # H100: 14.96 GiB of weights took 14.99 GiB of allocator blocks (2 ‰); the next round number above.
     weight_slack_permille=4,
-    # H100, Llama-3.1-8B shape: 8192 tokens of prefill took 932 MiB over weights and KV, the closed form says
-    # 800.
-    activation_slack_percent=20,
+    # H100, engine 0.2.0, after 142,827 + 133,966 tokens of mixed load: 480 MiB are held and not used with
+    # Llama-3.1-8B, 147 MiB with Qwen3-0.6B (chunks of 8192 tokens, 256 sequences).
+    activation_slack_percent=30,
 )
 
 CPU = RuntimeConstants(
@@ -69,7 +78,8 @@ CPU = RuntimeConstants(
     libraries=40 * MIB,
     collectives_pair=0,
     collectives_group=0,
-    cuda_graphs=0,
+    graph=0,
+    graph_layer=0,
     weight_slack_permille=4,
     activation_slack_percent=20,
 )

@@ -18,7 +18,7 @@ from plimsoll.sizing.parallel import kv_heads_per_rank
 from plimsoll.sizing.quantized import layer_parts
 from plimsoll.sizing.runtime import RuntimeConstants
 from plimsoll.sizing.schemes import CachePrecision, Quantized
-from plimsoll_worker.launch import MemoryCategory, Precision
+from plimsoll_worker.launch import Device, MemoryCategory, Precision, graph_sizes
 
 
 class RankTerms:
@@ -48,12 +48,20 @@ class RankTerms:
 
     def _summands(self, layers: tuple[int, int], *, first: bool, last: bool) -> Iterator[Term]:
         weights = list(self._weights(layers, first=first, last=last))
-        activations = [self._layer_activations, *([self._logits] if last else [])]
+        activations = self._activations(last=last)
         yield from weights
         yield from self._cache(layers)
         yield from activations
-        loaded, alive = (sum(term.bytes for term in terms) for terms in (weights, activations))
-        yield from self._overheads(loaded, alive)
+        loaded = sum(term.bytes for term in weights)
+        peaks = sum(term.bytes for term in (self._layer_activations, *([self._logits] if last else [])))
+        yield from self._overheads(loaded, peaks, layers[1] - layers[0])
+
+    def _activations(self, *, last: bool) -> list[Term]:
+        """A GPU's allocator hands the blocks of one peak to the other; a CPU's does not."""
+        peaks = [self._layer_activations, *([self._logits] if last else [])]
+        if self.configuration.device is Device.CPU:
+            return peaks
+        return [max(peaks, key=lambda term: term.bytes)]
 
     def layer_costs(self) -> list[int]:
         """Bytes of weights and cache of each layer, what only the first and the last stage hold counted into
@@ -167,29 +175,38 @@ class RankTerms:
             context=self._workload.max_context_tokens,
             precision=self.configuration.weights,
             tensor=self.configuration.tensor_parallel,
+            device=self.configuration.device,
         )
         return Term(MemoryCategory.ACTIVATIONS, f"layer: {formula}", size)
 
     @cached_property
     def _logits(self) -> Term:
         size, formula = logits_peak(
-            self.facts, rows=self._workload.max_sequences, precision=self.configuration.weights
+            self.facts,
+            rows=self._workload.max_sequences,
+            precision=self.configuration.weights,
+            device=self.configuration.device,
         )
         return Term(MemoryCategory.ACTIVATIONS, f"logits: {formula}", size)
 
-    def _overheads(self, loaded: int, activations: int) -> Iterator[Term]:
+    def _overheads(self, loaded: int, peaks: int, layers: int) -> Iterator[Term]:
         constants = self._constants
         tensor, pipeline = self.configuration.tensor_parallel, self.configuration.pipeline_parallel
         slack = (
             loaded * constants.weight_slack_permille // 1000
-            + activations * constants.activation_slack_percent // 100
+            + peaks * constants.activation_slack_percent // 100
         )
         told = (
             f"{constants.weight_slack_permille} ‰ of weights"
-            f" + {constants.activation_slack_percent} % of activations"
+            f" + {constants.activation_slack_percent} % of the peaks of layer and logits"
         )
+        sizes = len(graph_sizes(self._workload.max_sequences))
         for category, formula, size in (
-            (MemoryCategory.CUDA_GRAPHS, "none captured", constants.cuda_graphs),
+            (
+                MemoryCategory.CUDA_GRAPHS,
+                f"decode steps of {sizes} sizes × {layers} layers, measured",
+                constants.cuda_graphs(sizes, layers),
+            ),
             (
                 MemoryCategory.COMMUNICATION,
                 f"collectives of TP {tensor}, PP {pipeline}",

@@ -1,7 +1,8 @@
 """Decode steps as CUDA graphs: hundreds of kernels launched by one call.
 
-A graph has fixed shapes, so there is one for each of a few batch sizes (`buckets`), and a smaller batch is
-padded. All share one memory pool and the largest is captured first, so that the others fit into what it took.
+A graph has fixed shapes, so there is one for each of a few batch sizes (`launch.graph_sizes`), and a smaller
+batch is padded. All share one memory pool and the largest is captured first, so that the others fit into what
+it took.
 A step is two graphs: the model up to the hidden states, then logits and sampling. The second is left out when
 a sequence asks for more than temperature and seed.
 
@@ -18,15 +19,6 @@ from typing import Protocol
 import torch
 
 Work = Callable[[], None]
-EVERY = 8
-"""Between 8 and the largest batch, a bucket each so many sequences."""
-
-
-def buckets(most: int) -> tuple[int, ...]:
-    """Batch sizes to capture for up to `most` sequences: 1, 2, 4, 8, 16, 24, …, most."""
-    sizes = [size for size in (1, 2, 4) if size < most]
-    sizes += range(EVERY, most, EVERY)
-    return (*sizes, most)
 
 
 class Recorder(Protocol):

@@ -13,7 +13,7 @@ from collections.abc import Sequence as Ordered
 import torch
 from torch import Tensor
 
-from plimsoll_worker.engine.graphs import CudaRecorder, DecodeGraphs, Recorder, buckets
+from plimsoll_worker.engine.graphs import CudaRecorder, DecodeGraphs, Recorder
 from plimsoll_worker.engine.in_flight import InFlight, LogprobRow
 from plimsoll_worker.engine.rehearsal import longest_steps
 from plimsoll_worker.engine.sampler import Sampler, draw, sampling_position
@@ -22,6 +22,7 @@ from plimsoll_worker.engine.slot_tables import SlotTables
 from plimsoll_worker.engine.staging import TURNS, Staging
 from plimsoll_worker.engine.step_inputs import StepInputs, decode_inputs, mixed_inputs, words_needed
 from plimsoll_worker.kernels.batch import AttentionBatch
+from plimsoll_worker.launch import graph_sizes
 from plimsoll_worker.layers.kv_cache import KVCache
 from plimsoll_worker.models.decoder import Decoder
 
@@ -99,7 +100,7 @@ class ModelRunner:
             if self.model.device.type == "cpu":
                 return
             recorder = CudaRecorder(self.model.device)
-        graphs = DecodeGraphs(buckets(self.max_sequences))
+        graphs = DecodeGraphs(graph_sizes(self.max_sequences))
         for size in reversed(graphs.sizes):
             self._staging.begin()
             inputs = decode_inputs(
