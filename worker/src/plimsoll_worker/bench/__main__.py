@@ -1,4 +1,5 @@
 """`python -m plimsoll_worker.bench offline --shape llama-3.1-8b --out results.json`
+`python -m plimsoll_worker.bench serve --url http://127.0.0.1:8000 --model NAME --request-rate 4`: `serve.py`
 
 Random weights, one device, medians of three after a run that does not count. The JSON, rewritten after every
 case:
@@ -14,6 +15,7 @@ case:
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import json
 import sys
@@ -47,9 +49,11 @@ def main() -> int:
     offline.add_argument("--kv-tokens", type=int, help="tokens of the KV pool; default: what the card holds")
     offline.add_argument("--without-rates", action="store_true", help="do not measure the card itself")
     offline.add_argument("--out", type=Path, help="where to write the JSON; it is printed in any case")
+    offline.set_defaults(measure=measure)
+    _add_serve(kinds.add_parser("serve", help="a running server, by an HTTP client"))
     arguments = parser.parse_args()
     environment.prepare()
-    results = measure(arguments)
+    results = arguments.measure(arguments)
     print(json.dumps(results, indent=1))
     return 0
 
@@ -91,6 +95,43 @@ def measure(arguments: argparse.Namespace) -> Json:
         if device.type == "cuda":
             torch.cuda.empty_cache()
         write(rates=card.rates(device))
+    return results
+
+
+def _add_serve(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument("--url", default="http://127.0.0.1:8000")
+    serve.add_argument("--model", required=True, help="its served name")
+    serve.add_argument("--num-prompts", type=int, default=256)
+    serve.add_argument("--request-rate", type=float, default=float("inf"), help="a second; Poisson arrivals")
+    serve.add_argument("--max-concurrency", type=int, help="most requests on their way at a time")
+    serve.add_argument("--input-tokens", type=int, nargs=2, default=(512, 512), metavar=("FEWEST", "MOST"))
+    serve.add_argument("--output-tokens", type=int, nargs=2, default=(128, 128), metavar=("FEWEST", "MOST"))
+    serve.add_argument("--vocabulary", type=int, default=32000, help="prompts are token ids below")
+    serve.add_argument("--temperature", type=float, default=0.0)
+    serve.add_argument("--seed", type=int, default=0)
+    serve.add_argument("--out", type=Path, help="where to write the JSON; it is printed in any case")
+    serve.set_defaults(measure=_serve)
+
+
+def _serve(arguments: argparse.Namespace) -> Json:
+    """Load a server and write what its clients saw."""
+    from plimsoll_worker.bench.serve import Load, measure
+
+    load = Load(
+        url=arguments.url,
+        model=arguments.model,
+        requests=arguments.num_prompts,
+        request_rate=arguments.request_rate,
+        max_concurrency=arguments.max_concurrency,
+        prompt_tokens=tuple(arguments.input_tokens),
+        answer_tokens=tuple(arguments.output_tokens),
+        vocabulary=arguments.vocabulary,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+    )
+    results = asyncio.run(measure(load))
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(results, indent=1))
     return results
 
 

@@ -66,6 +66,14 @@ def _by_token(bias: dict[str, float]) -> dict[str, float]:
     return bias
 
 
+def _text_or_ids(value: Any) -> Any:
+    """In one sentence: a union tells what is wrong with each of its members."""
+    kinds = {type(each) for each in value} if isinstance(value, list) else {type(value)}
+    if kinds <= {str} or (isinstance(value, list) and kinds in ({int}, {list})):
+        return value
+    raise ValueError("expected text, token ids, or a list of either")
+
+
 StopStrings = Annotated[
     list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOP_STRINGS), BeforeValidator(_as_list)
 ]
@@ -181,7 +189,7 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: Annotated[str | list[int] | list[str] | list[list[int]], BeforeValidator(_text_or_ids)]
     echo: bool = False
     """The answer begins with the prompt."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
