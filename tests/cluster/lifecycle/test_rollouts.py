@@ -188,7 +188,7 @@ def test_a_drain_is_honoured_one_replica_at_a_time(
 
     def allowed() -> bool:
         budget = policy.read_namespaced_pod_disruption_budget("small", models.name)
-        return budget.status.disruptions_allowed == 1
+        return bool(budget.status.disruptions_allowed == 1)
 
     wait_for(allowed, 30, "the budget allows one eviction")
     first, second = models.pods()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tests.unit.cluster.test_failures import OUT_OF_MEMORY, fail
@@ -56,12 +57,13 @@ class Story:
     def suspend_or_resume(self) -> None:
         self.world.edit(self.random.choice(NAMES), suspend=self.random.random() < 0.5)
 
-    def _pod(self) -> dict[str, object] | None:
-        return self.random.choice(self.world.worker_pods() or [None])
+    def _pod(self) -> dict[str, Any] | None:
+        pods = self.world.worker_pods()
+        return self.random.choice(pods) if pods else None
 
     def delete_a_pod(self) -> None:
         if pod := self._pod():
-            del self.world.pods[pod["metadata"]["name"]]  # type: ignore[index]
+            del self.world.pods[pod["metadata"]["name"]]
 
     def terminate_a_pod(self) -> None:
         if pod := self._pod():

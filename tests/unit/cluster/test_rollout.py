@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tests.unit.cluster.world import CLAIM, World, cpu_node, facts, gpu_node
 
-from plimsoll.cluster import case
 from plimsoll.cluster.observed import CreatePod, DeletePod
+from plimsoll_worker.launch import CAPABILITIES
 
 CHANGE: dict[str, Any] = {"workload": {"maxConcurrentSequences": 4}}
 
@@ -234,8 +234,8 @@ def test_killed_at_any_action_of_a_roll_out_the_end_is_the_same(stop_after: int,
 
 
 def test_a_wider_plan_takes_as_many_old_replicas_as_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = case.CAPABILITIES.model_copy(update={"max_tensor_parallel": 2})
-    monkeypatch.setattr(case, "CAPABILITIES", wide)
+    wide = CAPABILITIES.model_copy(update={"max_tensor_parallel": 2})
+    monkeypatch.setattr("plimsoll.cluster.case.CAPABILITIES", wide)
     world = served(gpu_node("g1", 5), replicas=4)
     old = world.status("small")["currentRevision"]
     world.edit("small", replicas=2, parallelism={"tensor": 2})

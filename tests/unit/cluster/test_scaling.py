@@ -9,8 +9,8 @@ import pytest
 from tests.unit.cluster.world import World, gpu_node
 
 from plimsoll.api.v1alpha1 import PlanPlacement
-from plimsoll.cluster import case
 from plimsoll.cluster.standing import Standing, most_worth
+from plimsoll_worker.launch import CAPABILITIES
 
 
 def _standing(
@@ -132,8 +132,8 @@ def test_a_drain_may_take_one_replica_at_a_time(replicas: int, stay: int) -> Non
 
 
 def test_a_drain_may_take_all_stages_of_one_replica(monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = case.CAPABILITIES.model_copy(update={"max_pipeline_parallel": 2, "multi_node": True})
-    monkeypatch.setattr(case, "CAPABILITIES", wide)
+    wide = CAPABILITIES.model_copy(update={"max_pipeline_parallel": 2, "multi_node": True})
+    monkeypatch.setattr("plimsoll.cluster.case.CAPABILITIES", wide)
     world = served(gpu_node("g1", 4), replicas=2, parallelism={"pipeline": 2})
     assert world.budgets["small"]["spec"]["minAvailable"] == 2
     assert len(world.worker_pods()) == 4

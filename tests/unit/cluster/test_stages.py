@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tests.unit.cluster.world import World, facts, gpu_node
 
-from plimsoll.cluster import case
 from plimsoll.cluster.observed import OpenGate
+from plimsoll_worker.launch import CAPABILITIES
 
 TWO_STAGES: dict[str, Any] = {"parallelism": {"pipeline": 2}}
 
@@ -17,8 +17,8 @@ TWO_STAGES: dict[str, Any] = {"parallelism": {"pipeline": 2}}
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     """Two nodes, and an engine that runs stages on different ones."""
-    wide = case.CAPABILITIES.model_copy(update={"max_pipeline_parallel": 4, "multi_node": True})
-    monkeypatch.setattr(case, "CAPABILITIES", wide)
+    wide = CAPABILITIES.model_copy(update={"max_pipeline_parallel": 4, "multi_node": True})
+    monkeypatch.setattr("plimsoll.cluster.case.CAPABILITIES", wide)
     return World(gpu_node("g1", 1), gpu_node("g2", 1))
 
 
