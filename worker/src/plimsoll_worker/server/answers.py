@@ -18,6 +18,8 @@ from plimsoll_worker.server.protocol import StreamOptions
 Json = dict[str, Any]
 Events = AsyncIterator[str]
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -77,8 +79,7 @@ class Answer:
         async for delta in self._generation.deltas():
             texts[delta.index] += delta.text
             reasons[delta.index] = delta.finish_reason or reasons[delta.index]
-            if delta.told is not None:
-                told[delta.index].append(delta.told)
+            told[delta.index] += delta.told
         return {
             **self._head(self._shape.whole),
             "choices": [
@@ -103,7 +104,7 @@ class Answer:
                     continue
                 if options.continuous_usage_stats:
                     head["usage"] = self._usage()
-                logprobs = self._logprobs(delta.index, [] if delta.told is None else [delta.told])
+                logprobs = self._logprobs(delta.index, delta.told)
                 yield _event({**head, "choices": [self._shape.piece(delta, logprobs)]})
         except ApiError as error:
             yield _event(error.body)
@@ -140,4 +141,4 @@ class Answer:
 
 
 def _event(body: Json) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"data: {_ENCODER.encode(body)}\n\n"

@@ -22,8 +22,8 @@ class Channel:
     def __init__(
         self, end: socket.socket, hear: Callable[[list[Any]], None], lost: Callable[[], None]
     ) -> None:
-        """`hear` gets messages in their order, `lost` is called when the other end is gone; both in a thread
-        of the channel."""
+        """`hear` gets messages in their order, `lost` is called when no more will come; both in a thread of
+        the channel."""
         self._connection = Connection(end.detach())
         self._hear = hear
         self._lost = lost
@@ -57,4 +57,6 @@ class Channel:
                 messages = pickle.loads(self._connection.recv_bytes())  # noqa: S301 - from our own other half
                 self._hear(messages)
         except (EOFError, OSError):
+            pass  # the other end is gone: that is what `lost` tells
+        finally:
             self._lost()

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 from uuid import uuid4
 
-from plimsoll_worker.engine.sequence import FinishReason, TokenEvent
+from plimsoll_worker.engine.sequence import FinishReason
 from plimsoll_worker.server.channel import Channel
 from plimsoll_worker.server.errors import ApiError
 from plimsoll_worker.server.messages import Abort, Question, Reply, Start, Subject, Token
@@ -26,7 +26,7 @@ class EngineLink:
 
     def __init__(self, end: socket.socket, told: Callable[[object], None], lost: Callable[[], None]) -> None:
         """`told` gets what is no sequence's token and no reply; `lost` is called when the engine's process is
-        gone, after every sequence has heard that it failed."""
+        gone, before every sequence hears that it failed."""
         self._loop = asyncio.get_running_loop()
         self._told = told
         self._lost = lost
@@ -81,30 +81,36 @@ class EngineLink:
             self._loop.call_soon_threadsafe(work)
 
     def _dispatch(self, messages: list[Any]) -> None:
-        for message in messages:
-            match message:
-                case Token():
-                    self._hear(message)
-                case Reply(number, answer):
-                    reply = self._questions.pop(number)
-                    if not reply.done():  # the client that asked may be gone
-                        reply.set_result(answer)
-                case _:
-                    self._told(message)
+        try:
+            for message in messages:
+                self._understand(message)
+        except Exception:
+            self._end()  # a server that has missed a word is worth less than a new one
+            raise
+
+    def _understand(self, message: object) -> None:
+        match message:
+            case tuple():
+                self._hear(Token(*message))
+            case Reply(number, answer):
+                reply = self._questions.pop(number)
+                if not reply.done():  # the client that asked may be gone
+                    reply.set_result(answer)
+            case _:
+                self._told(message)
 
     def _hear(self, token: Token) -> None:
         hear = self._sequences[token.id]
-        if token.event.finish is not None:
+        if token.finish is not None:
             del self._sequences[token.id]
         hear(token)
 
     def _end(self) -> None:
-        failed = TokenEvent(None, FinishReason.FAILED)
+        self._lost()
         for name in list(self._sequences):
-            self._hear(Token(id=name, event=failed, cached_tokens=0, queued_seconds=0.0))
+            self._hear(Token(name, None, FinishReason.FAILED, None, 0, 0.0))
         for reply in self._questions.values():
             reply.cancel()
-        self._lost()
 
 
 def _ignore(_: Token) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from plimsoll_worker.engine.engine import Engine, EngineClosed
+from plimsoll_worker.engine.engine import Engine, EngineClosed, QueueFull
 from plimsoll_worker.engine.sequence import FinishReason, Sequence, TokenEvent
 from plimsoll_worker.launch import Launch, LaunchError, Report
 from plimsoll_worker.loading.tokenizer import Tokenizer
@@ -137,13 +137,9 @@ class Frontend:
         assert self.service is not None, "requests come once the service is open"
 
         def emit(event: TokenEvent) -> None:
-            token = Token(
-                id=start.id,
-                event=event,
-                cached_tokens=sequence.cached_tokens or 0,
-                queued_seconds=sequence.queued_seconds or 0.0,
-            )
-            self._channel.put(token)
+            cached, queued = sequence.cached_tokens or 0, sequence.queued_seconds or 0.0
+            token = Token(start.id, event.token, event.finish, event.logprobs, cached, queued)
+            self._channel.put(tuple(token))
 
         sequence = Sequence(
             id=start.id,
@@ -155,7 +151,7 @@ class Frontend:
         )
         try:
             self.service.engine.submit(sequence)
-        except EngineClosed:  # told to drain while the request was on its way
+        except (EngineClosed, QueueFull):  # told to drain while the request was on its way
             emit(TokenEvent(None, FinishReason.ABORTED))
 
     def _answer(self, subject: Subject) -> object:
@@ -167,8 +163,11 @@ class Frontend:
 
     def _lost(self) -> None:
         if not self._closing:
-            code = self._process.wait()
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            try:
+                code = self._process.wait(FAREWELL_SECONDS)
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            except subprocess.TimeoutExpired:
+                how = "says what nobody here understands"
             self._died(f"the HTTP server's process {how}; what it said last is in the log")
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-from plimsoll_worker.engine.sequence import FinishReason, TokenEvent, TokenLogprobs
+from plimsoll_worker.engine.sequence import FinishReason, TokenLogprobs
 from plimsoll_worker.loading.tokenizer import Tokenizer
 from plimsoll_worker.server.detokenizer import Detokenizer, StopStrings
 from plimsoll_worker.server.engine_link import EngineLink
@@ -36,8 +36,12 @@ class Delta:
     index: int
     text: str
     finish_reason: str | None = None
-    told: ToldToken | None = None
+    told: tuple[ToldToken, ...] = ()
     """Where log probabilities were asked for: also while the token's text is still held back."""
+
+    def followed_by(self, other: Delta) -> Delta:
+        """Both in one."""
+        return Delta(self.index, self.text + other.text, other.finish_reason, self.told + other.told)
 
 
 class Choice:
@@ -54,25 +58,25 @@ class Choice:
         self._detokenizer = Detokenizer(tokenizer, ask.prompt)
         self._stop = StopStrings(stop)
 
-    def hear(self, event: TokenEvent) -> Delta:
+    def hear(self, news: Token) -> Delta:
         """The news that a token is; `ended` tells whether it is the last."""
-        assert event.token is not None
+        assert news.token is not None
         self.tokens += 1
         # The token that ends a text is not part of it.
-        stopped = event.finish is FinishReason.STOP
-        text = "" if stopped else self._detokenizer.push(event.token)
-        told = None if stopped or event.logprobs is None else ToldToken(event.token, event.logprobs)
-        if event.finish is not None:
+        stopped = news.finish is FinishReason.STOP
+        text = "" if stopped else self._detokenizer.push(news.token)
+        told = () if stopped or news.logprobs is None else (ToldToken(news.token, news.logprobs),)
+        if news.finish is not None:
             text += self._detokenizer.flush()
         if self.tokens > self.ask.params.min_tokens:
             text = self._stop.push(text)
         if self._stop.found:
             return self._last(text, FinishReason.STOP, told)
-        if event.finish is not None:
-            return self._last(text + self._stop.flush(), event.finish, told)
+        if news.finish is not None:
+            return self._last(text + self._stop.flush(), news.finish, told)
         return Delta(self.index, text, told=told)
 
-    def _last(self, text: str, reason: FinishReason, told: ToldToken | None) -> Delta:
+    def _last(self, text: str, reason: FinishReason, told: tuple[ToldToken, ...]) -> Delta:
         self.ended = True
         return Delta(self.index, text, reason.value, told)
 
@@ -124,18 +128,16 @@ class Generation:
         return sum(choice.cached_tokens for choice in self.choices if choice.ask.first_of_prompt)
 
     async def deltas(self) -> AsyncIterator[Delta]:
-        """Pieces of text as they come, each answer's last with its finish reason. Raises ApiError when the
+        """Pieces of text as they come, each answer's last with its finish reason. What has come while the
+        client was not listening is told at once: a server that is behind catches up. Raises ApiError when the
         engine gives up."""
         while not all(choice.ended for choice in self.choices):
-            choice, token = await self._tokens.get()
-            if choice.ended:  # by a stop string, while more tokens were on their way
-                continue
-            if token.event.token is None:
-                choice.ended = True
-                raise unavailable(
-                    "the worker stopped before the answer was complete; send the request again", "aborted"
-                )
-            yield self._delta(choice, token)
+            news: dict[int, Delta] = {}
+            self._add(news, *await self._tokens.get())
+            while not self._tokens.empty():
+                self._add(news, *self._tokens.get_nowait())
+            for delta in news.values():
+                yield delta
 
     def close(self) -> None:
         """Let the engine forget what has not ended."""
@@ -144,15 +146,26 @@ class Generation:
                 choice.ended = True
                 self._engine.abort(name)
 
+    def _add(self, news: dict[int, Delta], choice: Choice, token: Token) -> None:
+        if choice.ended:  # by a stop string, while more tokens were on their way
+            return
+        if token.token is None:
+            choice.ended = True
+            raise unavailable(
+                "the worker stopped before the answer was complete; send the request again", "aborted"
+            )
+        delta, before = self._delta(choice, token), news.get(choice.index)
+        news[choice.index] = delta if before is None else before.followed_by(delta)
+
     def _hearer(self, choice: Choice) -> Callable[[Token], None]:
         return lambda token: self._tokens.put_nowait((choice, token))
 
     def _delta(self, choice: Choice, token: Token) -> Delta:
         choice.cached_tokens = token.cached_tokens
         choice.times.token(self._metrics, token.queued_seconds)
-        delta = choice.hear(token.event)
+        delta = choice.hear(token)
         if delta.finish_reason is not None:
-            if token.event.finish is None:  # a stop string, which the engine knows nothing of
+            if token.finish is None:  # a stop string, which the engine knows nothing of
                 self._engine.abort(self._ids[choice.index])
             choice.times.end(self._metrics, prompt=len(choice.ask.prompt), answer=choice.tokens)
             self._metrics.ended(delta.finish_reason)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
-from plimsoll_worker.engine.sequence import SamplingParams, TokenEvent
+from plimsoll_worker.engine.sequence import FinishReason, SamplingParams, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +92,14 @@ class Opened:
     blocks: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
-    """News of a sequence."""
+class Token(NamedTuple):
+    """News of a sequence. It crosses as a plain tuple: tens of thousands a second do, and pickling an object
+    of a class takes thirty times as long (3.9 against 0.12 microseconds), with the interpreter lock held."""
 
     id: str
-    event: TokenEvent
+    token: int | None
+    finish: FinishReason | None
+    logprobs: TokenLogprobs | None
     cached_tokens: int
     """Tokens of the prompt that the prefix cache had."""
     queued_seconds: float
