@@ -24,8 +24,20 @@ lint: setup ## style, types, import contract, generated files
 test-unit: setup ## tests that need no cluster
 	@$(PY) -m pytest tests/unit -q
 
-test-cluster: setup ## tests on a real API server, scheduler and kubelet
-	@$(PY) -m pytest tests/cluster tests/node tests/charts -q
+test-cluster: setup ## tests on a real API server, scheduler and kubelet; of the faults, one of each kind
+	@$(PY) -m pytest tests/cluster tests/node tests/charts -q -m "not thorough"
+
+N ?= 1
+SEEDS ?= 3
+test-faults: setup ## every fault of docs/faults.md; N=3 rounds, SEEDS=20 of each random case
+	@for round in $$(seq $(N)); do PLIMSOLL_FAULT_SEEDS=$(SEEDS) $(PY) -m pytest -q $(FAULTS); done
+
+FAULTS := tests/cluster/faults tests/cluster/test_leader.py tests/cluster/test_feeds_through_faults.py \
+	tests/cluster/lifecycle/test_kill.py tests/cluster/lifecycle/test_rollout_kill.py \
+	tests/cluster/lifecycle/test_copies.py tests/cluster/lifecycle/test_rollouts.py
+
+soak: setup ## ten minutes of churn and faults: the operator's memory stays flat
+	@$(PY) -m pytest -q -s tests/cluster/faults/soak.py
 
 bench: setup ## measurements; see docs/benchmarks.md
 	@$(PY) -m tests.bench
@@ -37,4 +49,4 @@ generate: setup ## CRDs and JSON Schemas from their sources
 requirements: setup ## pin the dependencies of pyproject.toml anew
 	@dev/requirements.sh
 
-.PHONY: help setup demo demo-down test lint test-unit test-cluster bench generate requirements
+.PHONY: help setup demo demo-down test lint test-unit test-cluster test-faults soak bench generate requirements

@@ -55,6 +55,8 @@ class ApiProxy:
         self.tripwire: Tripwire | None = None
         self.status: Callable[[Request], int] = lambda _request: 0
         """An error that is answered in the API server's place; 0: none."""
+        self.delay_seconds = 0.0
+        """How long every request waits before the API server sees it."""
         self.silent = False
         """Streams lose what is said while this is set, and every stream that lost anything says no more."""
         self._open: set[asyncio.Transport] = set()
@@ -129,8 +131,18 @@ class ApiProxy:
         if status := self.status(request):
             reason = {409: "Conflict", 410: "Expired", 429: "TooManyRequests"}.get(status, "InternalError")
             return web.json_response({"kind": "Status", "code": status, "reason": reason}, status=status)
+        await asyncio.sleep(self.delay_seconds)
         if request.is_write:
             self.writes.append(request)
+        try:
+            return await self._pass_on(incoming, body)
+        except aiohttp.ClientError:
+            # Its connections break, so this one does.
+            if incoming.transport is not None:
+                incoming.transport.abort()
+            raise web.HTTPServiceUnavailable from None
+
+    async def _pass_on(self, incoming: web.Request, body: bytes) -> web.StreamResponse:
         headers = {
             key: value
             for key, value in incoming.headers.items()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from dev.cluster import lifecycle
@@ -29,6 +29,20 @@ QUIET_SECONDS = 3.0
 """Without a write of the operator, longer than it puts off a status: it has nothing more to do."""
 PATIENCE = 180
 """Seconds. No case asserts how fast anything is; a machine that runs ten test suites at once is slow."""
+
+THOROUGH = pytest.mark.thorough
+T = TypeVar("T")
+
+
+def first_of(cases: Mapping[str, T]) -> list[Any]:
+    """Parameters: the first case for every run, the others for thorough ones."""
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)), id=name, marks=[THOROUGH] * bool(number)
+        )
+        for number, (name, case) in enumerate(cases.items())
+    ]
+
 
 __all__ = ["installed"]
 
@@ -99,8 +113,8 @@ class Scene:
             found = self.models.get(name)
             told = {one["type"]: one for one in found.get("status", {}).get("conditions") or ()}
             ready = told.get("Ready", {})
-            newest = found["metadata"]["generation"] == ready.get("observedGeneration")
-            return newest and ready["status"] == "True"
+            newest = bool(found["metadata"]["generation"] == ready.get("observedGeneration"))
+            return newest and bool(ready["status"] == "True")
 
         self.wait(holds, f"{name} is ready", lambda: self.models.get(name))
 
@@ -147,6 +161,7 @@ def scene(ground: Ground, namespace: str) -> Iterator[Scene]:
         found.check()
     finally:
         ground.proxy.tripwire, ground.proxy.status = None, lambda _request: 0
+        ground.proxy.delay_seconds = 0.0
         ground.workers.answers.clear()
         ground.watch.fates.clear()
         ground.watch.violations.clear()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import urllib3
 from dev.cluster import lifecycle
 from dev.cluster.control_plane import Fakes
 from dev.cluster.description import Cluster
@@ -161,8 +162,10 @@ class Ground:
             self.wait_for(self._api_answers, 120, "the API server answers")
 
     def _api_answers(self) -> bool:
-        with contextlib.suppress(Exception):
-            return bool(client.CoreV1Api(self.kube).list_namespace(_request_timeout=5).items)
+        """Also for kinds that a CRD describes: it says 503 to those until it has read the CRDs."""
+        custom = client.CustomObjectsApi(self.kube)
+        with contextlib.suppress(client.ApiException, urllib3.exceptions.HTTPError):
+            return bool(custom.list_cluster_custom_object(GROUP, VERSION, PLURAL, _request_timeout=5))
         return False
 
     # --- those who must not notice

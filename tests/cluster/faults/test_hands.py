@@ -6,12 +6,21 @@ from typing import Any
 
 import pytest
 from kubernetes import client
-from tests.cluster.faults.conftest import Scene
+from tests.cluster.faults.conftest import THOROUGH, Scene, first_of
 from tests.cluster.faults.ground import deployment
 
 from plimsoll.api.v1alpha1 import GROUP, PLURAL, VERSION
 
 pytestmark = pytest.mark.cluster
+
+
+LABELS: dict[str, dict[str, str | None]] = {
+    "none left": {"plimsoll.dev/deployment": None, "app.kubernetes.io/managed-by": None},
+    "another replica": {"plimsoll.dev/replica": "7"},
+    "no number": {"plimsoll.dev/replica": "x"},
+    "another revision": {"plimsoll.dev/revision": "of-somebody"},
+    "another attempt": {"plimsoll.dev/attempt": "9"},
+}
 
 
 def put_status(scene: Scene, name: str, status: dict[str, Any] | None) -> None:
@@ -27,7 +36,7 @@ def put_status(scene: Scene, name: str, status: dict[str, Any] | None) -> None:
     )
 
 
-@pytest.mark.parametrize("away", [False, True], ids=["while it looks on", "while it is away"])
+@pytest.mark.parametrize("away", first_of({"while it is away": True, "while it looks on": False}))
 def test_a_wiped_status_is_rebuilt_from_revisions_and_pods(away: bool, scene: Scene) -> None:
     scene.serve(replicas=2)
     before, pods = scene.models.status("small"), scene.models.pod_uids()
@@ -42,6 +51,7 @@ def test_a_wiped_status_is_rebuilt_from_revisions_and_pods(away: bool, scene: Sc
     assert after["currentRevision"] == before["currentRevision"]
 
 
+@THOROUGH
 def test_a_forged_status_moves_no_pod_to_a_gpu_of_others(scene: Scene) -> None:
     scene.serve()
     before = scene.models.status("small")
@@ -75,17 +85,7 @@ def test_pods_deleted_by_hand_come_back_and_cost_no_restart(scene: Scene) -> Non
     assert all(one["restarts"] == 0 for one in scene.models.status("small")["replicaStatuses"])
 
 
-@pytest.mark.parametrize(
-    "labels",
-    [
-        {"plimsoll.dev/replica": "7"},
-        {"plimsoll.dev/replica": "x"},
-        {"plimsoll.dev/revision": "of-somebody"},
-        {"plimsoll.dev/attempt": "9"},
-        {"plimsoll.dev/deployment": None, "app.kubernetes.io/managed-by": None},
-    ],
-    ids=lambda labels: " ".join(f"{key.rpartition('/')[2]}={value}" for key, value in labels.items()),
-)
+@pytest.mark.parametrize("labels", first_of(LABELS))
 def test_labels_edited_by_hand_end_in_one_pod_for_each_replica(
     labels: dict[str, str | None], scene: Scene
 ) -> None:
@@ -110,6 +110,7 @@ def test_labels_edited_by_hand_end_in_one_pod_for_each_replica(
     scene.ready()
 
 
+@THOROUGH
 def test_annotations_of_pods_edited_by_hand_disturb_nothing(scene: Scene) -> None:
     scene.serve()
     pods = scene.models.pod_uids()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.cluster.faults import workers
-from tests.cluster.faults.conftest import Scene
+from tests.cluster.faults.conftest import Scene, first_of
 from tests.cluster.faults.ground import deployment, ended
 from tests.cluster.faults.workers import Answer, changed, measuring
 
@@ -32,7 +32,7 @@ USELESS: dict[str, tuple[Answer, str]] = {
 }
 
 
-@pytest.mark.parametrize(("answer", "told"), LIES.values(), ids=LIES.keys())
+@pytest.mark.parametrize(("answer", "told"), first_of(LIES))
 def test_a_worker_that_runs_something_else_is_told_and_teaches_nothing(
     answer: Answer, told: str, scene: Scene
 ) -> None:
@@ -48,7 +48,7 @@ def test_a_worker_that_runs_something_else_is_told_and_teaches_nothing(
     assert scene.models.pod_uids() == {pod.metadata.name: pod.metadata.uid}
 
 
-@pytest.mark.parametrize(("answer", "told"), USELESS.values(), ids=USELESS.keys())
+@pytest.mark.parametrize(("answer", "told"), first_of(USELESS))
 def test_a_report_that_cannot_be_read_takes_nobody_down_and_teaches_nothing(
     answer: Answer, told: str, scene: Scene
 ) -> None:
