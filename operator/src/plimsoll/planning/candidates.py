@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec, MultiNode, PlanStatus
 from plimsoll.inventory.gpu_class import GPUClass, Sharing
@@ -50,7 +51,7 @@ UNBOUNDED = 1 << 30
 """GPUs, where nothing bounds their number."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Kind:
     """All admitted GPUs of one product and resource."""
 
@@ -68,16 +69,19 @@ class _Kind:
     def sliced(self) -> bool:
         return self.gpu.sharing is Sharing.MIG
 
-    @property
+    @cached_property
     def gpu(self) -> GPUClass:
         """The pool of the first node by name speaks for all."""
         found = min(self.pools, key=lambda pool: pool.nodes[0].name).gpu
         assert found is not None, "pools of a kind of GPU have one"
         return found
 
-    def with_gpus(self, count: int) -> tuple[Pool, ...]:
-        """Pools whose nodes have so many GPUs, taken or not."""
-        return tuple(pool for pool in self.pools if pool.gpu and pool.gpu.total >= count)
+    def with_gpus(self, count: int) -> _Kind | None:
+        """On nodes that have so many GPUs, taken or not; None where there are none."""
+        wide = tuple(pool for pool in self.pools if pool.gpu and pool.gpu.total >= count)
+        if len(wide) == len(self.pools):
+            return self
+        return _Kind(wide, _memories(wide)) if wide else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,7 @@ class Catalog:
     ) -> None:
         self._capabilities = capabilities
         self._prices = dict(prices or {})
+        self._priced: dict[str, int] = {}
         self._sizer = Sizer(Profiles(profiles, capabilities.engine_version))
         self._forecaster = Forecaster()
         self._listed: dict[tuple[object, ...], tuple[Option, ...]] = {}
@@ -243,7 +248,7 @@ class Catalog:
         most, request, product = asked.line(kind.memories[-1]), asked.request, kind.gpu.product
         usual = self._sizer.sized(request, config, asked.loads[0], product)
         # A smaller budget saves activations and their fragmentation, nothing else.
-        if usual is None or usual.needed - 2 * usual.footprint.worst.bytes.activations > most:
+        if usual is None or usual.needed - 2 * usual.activations > most:
             return usual
         for load in self._loads(asked, config, kind.gpu):
             sized = self._sizer.sized(request, config, load, product)
@@ -268,10 +273,9 @@ class Catalog:
         one_node = config.pipeline_parallel > 1 and not self._spans_nodes(asked.request)
         gpus = config.tensor_parallel * config.pipeline_parallel
         wide = kind.with_gpus(gpus if one_node else config.tensor_parallel)
-        if not wide:
+        if wide is None:
             return None
-        gpu = _Kind(wide, kind.memories).gpu
-        memories = _memories(wide)
+        gpu, memories = wide.gpu, wide.memories
         # The smallest memory that holds the footprint admits the most nodes.
         memory = next((m for m in memories if asked.line(m) >= sized.needed), memories[-1])
         return Option(
@@ -282,7 +286,7 @@ class Catalog:
             line=asked.line(memory),
             host_memory=host_memory(asked.request.facts, sized.footprint),
             admitted=asked.admitted.only(
-                [pool for pool in wide if pool.gpu and pool.gpu.memory_bytes >= memory]
+                [pool for pool in wide.pools if pool.gpu and pool.gpu.memory_bytes >= memory]
             ),
             refusal=unsupported(self._capabilities, kept, config, gpu.compute_capability),
             loss=loss,
@@ -298,7 +302,10 @@ class Catalog:
         return self._capabilities.multi_node and request.spec.parallelism.multi_node is MultiNode.IF_NEEDED
 
     def _price(self, product: str) -> int:
-        return next((price for wish, price in self._prices.items() if names(wish, product)), 0)
+        if product not in self._priced:
+            found = (price for wish, price in self._prices.items() if names(wish, product))
+            self._priced[product] = next(found, 0)
+        return self._priced[product]
 
 
 def _dominates(better: Option, option: Option) -> bool:

@@ -44,6 +44,8 @@ class Sized:
     footprint: Footprint
     needed: int
     """With the margin that a profile asks for."""
+    activations: int
+    """Bytes, of the stage that decides."""
 
 
 class Sizer:
@@ -77,7 +79,11 @@ def _sized(
     except ParallelRefused:
         return None
     margins = {stage: profile.margin for stage, profile in profiles.items()}
-    return Sized(found, max(stage.total + margins.get(stage.stage, 0) for stage in found.stages))
+    return Sized(
+        found,
+        needed=max(stage.total + margins.get(stage.stage, 0) for stage in found.stages),
+        activations=found.worst.bytes.activations,
+    )
 
 
 @dataclass(frozen=True, eq=False)

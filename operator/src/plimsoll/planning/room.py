@@ -9,6 +9,7 @@ thousands.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from plimsoll.inventory.capacity import NOTHING, Shortage, add, amounts, held_on, shortages, subtract, total
@@ -61,13 +62,13 @@ class Room:
 
     def __init__(self, nodes: Mapping[str, NodeView], pods: Iterable[PodView]) -> None:
         self._nodes = nodes
-        self._held: dict[str, list[Resources]] = {}
+        self._held: dict[str, list[Resources]] = defaultdict(list)
         for pod in pods:
             if where := held_on(pod):
-                self._held.setdefault(where, []).append(pod.requests)
+                self._held[where].append(pod.requests)
         self._free: dict[str, Resources] = {}
         self._shelves: dict[Pool, Shelf] = {}
-        self._stands_on: dict[str, list[tuple[str, Shelf]]] = {}
+        self._stands_on: dict[str, list[tuple[str, Shelf]]] = defaultdict(list)
 
     def free(self, name: str) -> Resources:
         """Allocatable less the effective requests of all pods, of any scheduler and namespace; nothing where
@@ -102,10 +103,10 @@ class Room:
         """The pool's nodes by free GPUs; by free memory for pools of deployments on CPU."""
         if pool not in self._shelves:
             resource = pool.resource
-            shelf = Shelf(self._entry(node, resource) for node in pool.nodes)
-            for node in pool.nodes:
-                self._stands_on.setdefault(node.name, []).append((resource, shelf))
-            self._shelves[pool] = shelf
+            entries = [self._entry(node, resource) for node in pool.nodes]
+            self._shelves[pool] = shelf = Shelf(entries)
+            for _, _, name in entries:
+                self._stands_on[name].append((resource, shelf))
         return self._shelves[pool]
 
     def _entry(self, node: NodeView, resource: str) -> Entry:

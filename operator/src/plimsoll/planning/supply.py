@@ -8,6 +8,7 @@ alike for all of them. Finer pools than needed cost time and change no answer.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,7 +73,7 @@ class Supply:
     def _gathered(self, kind: Callable[[NodeView], Hashable]) -> tuple[tuple[NodeView, ...], ...]:
         """Nodes by what the scheduler's filters look at. Taints are compared by identity: equal ones are one
         object (`inventory.nodes`)."""
-        found: dict[Hashable, list[NodeView]] = {}
+        found: dict[Hashable, list[NodeView]] = defaultdict(list)
         keys = self._keys
         for node in self.nodes:
             get = node.labels.get
@@ -83,7 +84,7 @@ class Supply:
                 node.ready,
                 *[get(key) for key in keys],
             )
-            found.setdefault(traits, []).append(node)
+            found[traits].append(node)
         return tuple(tuple(members) for members in found.values())
 
 
