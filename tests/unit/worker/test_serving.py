@@ -13,7 +13,7 @@ import pytest
 from tests.unit.worker.conftest import ANSWER_TOKENS, PROMPTS, ReferenceAnswer
 from tests.unit.worker.processes import MIB, WorkerProcess, smollm2_launch, wait_for
 
-from plimsoll_worker.launch import Device, MemoryCategory, Report, StartupStage
+from plimsoll_worker.launch import ENGINE_VERSION, Device, MemoryCategory, Report, StartupStage
 from plimsoll_worker.loading.tokenizer import Tokenizer
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
@@ -49,7 +49,7 @@ def test_a_streamed_chat_is_the_same_answer_in_pieces(client: openai.OpenAI) -> 
     assert chunks[0].choices[0].delta.role == "assistant"
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
     assert "".join(pieces) == "The capital of France is Paris."
-    assert sum(map(bool, pieces)) > 3
+    assert sum(map(bool, pieces)) > 1
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 8
@@ -243,7 +243,7 @@ def test_models_version_and_tokenize(
 ) -> None:
     (card,) = client.models.list().data
     assert card.id == "smollm2"
-    assert httpx.get(f"{worker.url}/version", timeout=10).json() == {"version": "0.1.0"}
+    assert httpx.get(f"{worker.url}/version", timeout=10).json() == {"version": ENGINE_VERSION}
     by_prompt = httpx.post(f"{worker.url}/tokenize", json={"prompt": "Hello"}, timeout=10).json()
     assert by_prompt == {"count": 1, "max_model_len": 512, "tokens": tokenizer.encode("Hello")}
     by_chat = httpx.post(f"{worker.url}/tokenize", json={"messages": FRANCE}, timeout=10).json()
@@ -284,8 +284,21 @@ def test_metrics_carry_vllms_names(worker: WorkerProcess, client: openai.OpenAI)
         "inter_token_latency_seconds_bucket",
         "e2e_request_latency_seconds_sum",
         "request_success_total",
+        "request_time_per_output_token_seconds_count",
+        "request_queue_time_seconds_count",
+        "request_prefill_time_seconds_count",
+        "request_decode_time_seconds_count",
+        "request_prompt_tokens_count",
+        "request_generation_tokens_count",
+        "iteration_tokens_total_count",
+        "prefix_cache_queries_total",
+        "cache_config_info",
     ):
         assert f"\nvllm:{name}{{" in text, name
+    assert 'block_size="16"' in text
+    assert 'num_gpu_blocks="128"' in text
+    steps, tokens = (worker.metric(f"vllm:iteration_tokens_total_{part}") for part in ("count", "sum"))
+    assert tokens >= steps > 0
 
 
 def test_the_report_agrees_with_the_launch(worker: WorkerProcess, smollm2: Path) -> None:
