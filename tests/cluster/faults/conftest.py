@@ -15,7 +15,7 @@ from dev.cluster.description import Cluster
 from kubernetes import client
 from tests.cluster.api_proxy import ApiProxy
 from tests.cluster.faults import ground as grounds
-from tests.cluster.faults.ground import BYSTANDERS, Ground, Watch
+from tests.cluster.faults.ground import BYSTANDERS, PATIENCE_SECONDS, Ground, Watch
 from tests.cluster.faults.workers import Workers
 from tests.cluster.lifecycle.conftest import Namespace, installed
 from tests.cluster.lifecycle.operator_process import Operator
@@ -27,8 +27,6 @@ from plimsoll.api.v1alpha1.profile import PROFILE_PLURAL
 SEEDS = range(int(os.environ.get("PLIMSOLL_FAULT_SEEDS", "1")))
 QUIET_SECONDS = 3.0
 """Without a write of the operator, longer than it puts off a status: it has nothing more to do."""
-PATIENCE = 180
-"""Seconds. No case asserts how fast anything is; a machine that runs ten test suites at once is slow."""
 
 THOROUGH = pytest.mark.thorough
 T = TypeVar("T")
@@ -99,7 +97,7 @@ class Scene:
         return self.ground.operator
 
     def wait(self, holds: Any, what: str, show: Any = None) -> Any:
-        return _wait_for(holds, PATIENCE, what, show)
+        return _wait_for(holds, PATIENCE_SECONDS, what, show)
 
     def serve(self, name: str = "small", **more: Any) -> None:
         """A deployment that is ready."""
@@ -119,7 +117,7 @@ class Scene:
         self.wait(holds, f"{name} is ready", lambda: self.models.get(name))
 
     def told(self, name: str, kind: str, status: str, reason: str = "") -> dict[str, Any]:
-        return self.models.wait_condition(name, kind, status, reason, seconds=PATIENCE)
+        return self.models.wait_condition(name, kind, status, reason, seconds=PATIENCE_SECONDS)
 
     def profiles(self) -> list[dict[str, Any]]:
         """MemoryProfiles of the namespace."""
@@ -142,7 +140,7 @@ class Scene:
 
     def check(self) -> None:
         """What holds after every fault, and held all the time."""
-        assert self.ground.operator.ready()
+        self.wait(self.operator.ready, "the operator is ready", self.operator.tail)
         self.quiet()
         self.wait(lambda: not self.ground.orphans(), "no pod is orphaned", self.ground.orphans)
         assert self.ground.watch.seen
@@ -168,4 +166,6 @@ def scene(ground: Ground, namespace: str) -> Iterator[Scene]:
         ground.proxy.writes.clear()
         custom = client.CustomObjectsApi(ground.kube)
         custom.delete_collection_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL)
-        _wait_for(lambda: not found.models.leftovers(), PATIENCE, "nothing is left", found.models.leftovers)
+        _wait_for(
+            lambda: not found.models.leftovers(), PATIENCE_SECONDS, "nothing is left", found.models.leftovers
+        )

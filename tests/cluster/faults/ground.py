@@ -47,6 +47,8 @@ SETTINGS = {"replan_seconds": "2", "worker_image": "plimsoll.dev/worker:test"}
 BYSTANDERS = "bystanders"
 MODEL = "acme/small"
 REVIVE_SECONDS = 0.5
+PATIENCE_SECONDS = 180
+"""No case asserts how fast anything is; a machine that runs ten test suites at once is slow."""
 
 WaitFor = Callable[..., Any]
 Fate = Callable[[Mapping[str, Any]], Mapping[str, str]]
@@ -109,7 +111,7 @@ class Ground:
         return bool(self._operators) and self._operators[-1].running
 
     def start_operator(self) -> Operator:
-        return self._launch().wait_ready()
+        return self._launch().wait_ready(PATIENCE_SECONDS)
 
     def _launch(self) -> Operator:
         process = Operator(self.proxy.kubeconfig, self.log, **SETTINGS)
@@ -159,7 +161,7 @@ class Ground:
         finally:
             for name, line in lines.items():
                 table.start(name, line)
-            self.wait_for(self._api_answers, 120, "the API server answers")
+            self.wait_for(self._api_answers, PATIENCE_SECONDS, "the API server answers")
 
     def _api_answers(self) -> bool:
         """Also for kinds that a CRD describes: it says 503 to those until it has read the CRDs."""
@@ -175,7 +177,7 @@ class Ground:
         self.operator  # noqa: B018
         models = Namespace(self.kube, BYSTANDERS, self.wait_for)
         models.apply("bystander", deployment(replicas=2))
-        models.wait_ready("bystander", seconds=180)
+        models.wait_ready("bystander", seconds=PATIENCE_SECONDS)
         self._bystanders = self._looked_at()
 
     def _looked_at(self) -> dict[str, tuple[str, int]]:

@@ -15,9 +15,9 @@ ROUNDS = 'plimsoll_rounds_total{result="done"}'
 
 
 class Operator(OperatorProcess):
-    def wait_ready(self) -> Operator:
+    def wait_ready(self, seconds: float = READY_SECONDS) -> Operator:
         """Until every feed was listed."""
-        deadline = time.monotonic() + READY_SECONDS
+        deadline = time.monotonic() + seconds
         while not self.ready():
             assert self.running, f"the operator ended: {self.tail()}"
             assert time.monotonic() < deadline, f"the operator is not ready: {self.tail()}"
