@@ -38,7 +38,6 @@ def test_six_lines_become_ready(
         port.name: port.port for port in models.core.read_namespaced_service("small", models.name).spec.ports
     }
     assert ports == {"http": 8000}
-    assert models.core.read_namespaced_service("small-workers", models.name).spec.cluster_ip == "None"
     models.wait_condition("small", "Verified", "Unknown", "ReportUnreachable")
     assert operator.page("/healthz", health=True)[0] == 200
 

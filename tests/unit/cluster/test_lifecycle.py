@@ -26,7 +26,6 @@ def test_the_whole_path_in_its_order() -> None:
         "CreatePod",
         "ApplyObject",
         "ApplyObject",
-        "ApplyObject",
         "WriteStatus",
         "WriteStatus",
     ]
@@ -203,8 +202,7 @@ def test_a_service_deleted_or_edited_by_hand_comes_back() -> None:
     world = World(gpu_node("g"))
     world.serve("small")
     del world.services["small"]
-    world.services["small-workers"]["spec"]["publishNotReadyAddresses"] = False
-    assert kinds(world.outcome("small").actions) == ["WriteStatus", "ApplyObject", "ApplyObject"]
+    assert kinds(world.outcome("small").actions) == ["WriteStatus", "ApplyObject"]
     world.step()
     assert world.condition("small", "Ready")["reason"] == "Exposing", "nobody reaches it now"
     del world.services["small"]
@@ -212,8 +210,10 @@ def test_a_service_deleted_or_edited_by_hand_comes_back() -> None:
     assert wake is not None
     assert (wake - world.now).total_seconds() == 1, "the arrival of a Service wakes nobody"
     world.settle()
-    assert world.services["small-workers"]["spec"]["publishNotReadyAddresses"] is True
     assert world.condition("small", "Ready")["status"] == "True"
+    world.services["small"]["spec"]["ports"][0]["port"] = 1
+    world.settle()
+    assert world.services["small"]["spec"]["ports"][0]["port"] == 8000
 
 
 def test_conditions_keep_their_time_while_they_do_not_flip() -> None:

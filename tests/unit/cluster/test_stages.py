@@ -50,6 +50,16 @@ def test_the_pods_of_a_replica_are_seen_by_the_scheduler_when_all_of_them_exist(
     assert world.condition("small", "Ready")["status"] == "True"
 
 
+def test_workers_that_look_for_each_other_have_a_headless_service_and_others_have_none(world: World) -> None:
+    planned(world)
+    world.serve("alone")
+    world.settle()
+    assert set(world.services) == {"small", "small-workers", "alone"}
+    world.services["small-workers"]["spec"]["publishNotReadyAddresses"] = False
+    world.settle()
+    assert world.services["small-workers"]["spec"]["publishNotReadyAddresses"] is True
+
+
 @pytest.mark.parametrize("stop_after", range(7))
 def test_killed_while_pods_are_made_no_gate_opens_before_all_exist(world: World, stop_after: int) -> None:
     planned(world)

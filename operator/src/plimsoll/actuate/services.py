@@ -1,4 +1,5 @@
-"""Services of a deployment: one for clients, one headless for the workers of a replica to find each other."""
+"""Services of a deployment: one for clients, and where a replica has several pods a headless one, by which
+its workers find each other."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def exposure(observed: Observed, spec: LLMDeploymentSpec, target: Target) -> lis
         spec.replicas,
         min((plan.pipeline_parallel for plan in target.plans), default=1),
     )
-    bodies = [(body, observed.services) for body in _services(observed, spec)]
+    bodies = [(body, observed.services) for body in _services(observed, spec, target)]
     if target.plans:
         bodies.append((budget, observed.budgets))
     found: list[ApplyObject] = []
@@ -32,11 +32,14 @@ def exposure(observed: Observed, spec: LLMDeploymentSpec, target: Target) -> lis
     return found
 
 
-def has_services(observed: Observed, spec: LLMDeploymentSpec) -> bool:
+def has_services(observed: Observed, spec: LLMDeploymentSpec, target: Target) -> bool:
     """Whether a replica that is ready is reached by anybody."""
-    return all(body["metadata"]["name"] in observed.services for body in _services(observed, spec))
+    return all(body["metadata"]["name"] in observed.services for body in _services(observed, spec, target))
 
 
-def _services(observed: Observed, spec: LLMDeploymentSpec) -> Iterable[Object]:
+def _services(observed: Observed, spec: LLMDeploymentSpec, target: Target) -> Iterable[Object]:
+    """Workers look for each other only where a replica has several pods."""
     owner = observed.resource.owner
-    return services.service(owner, spec), services.headless_service(owner)
+    yield services.service(owner, spec)
+    if any(plan.pipeline_parallel > 1 for plan in target.plans):
+        yield services.headless_service(owner)

@@ -64,7 +64,7 @@ def compose_status(
         rollout=_rollout(observed),
         held=_held(observed, inspection),
         late=lateness(observed, inspection, progressed),
-        exposed=not url or spec is None or has_services(observed, spec),
+        exposed=not url or spec is None or has_services(observed, spec, target),
         verified=verify(observed, target.plan),
         url=url,
     )
