@@ -9,7 +9,7 @@ import threading
 import kopf
 from prometheus_client import REGISTRY
 
-from plimsoll import health, logs
+from plimsoll import garbage, health, logs
 from plimsoll.actuate.apply import Executor
 from plimsoll.actuate.recorder import Recorder
 from plimsoll.cluster.calm import Calm
@@ -33,6 +33,7 @@ log = logging.getLogger("plimsoll")
 def main() -> None:
     settings = Settings()
     logs.configure(settings.log_level)
+    garbage.collect_seldom()
     connection = Kube.connect()
     trigger = Trigger()
     leader = Leader(connection, settings.namespace, settings.identity or anew(), trigger.fire)

@@ -233,7 +233,11 @@ def test_bigger_models_get_more_time_to_start() -> None:
 
 def test_a_revision_survives_its_object() -> None:
     found = revision(spec(CLAIM))
-    assert Revision.parse(found.to_object()) == found
+    first, second = Revision.parse(found.to_object()), Revision.parse(found.to_object())
+    assert first == found
+    assert first is not None
+    assert second is not None
+    assert first.facts is second.facts, "planning sizes what is one object once"
 
 
 @pytest.mark.parametrize(

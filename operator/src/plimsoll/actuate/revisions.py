@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -76,7 +77,7 @@ class Revision:
                 owner=Owner(meta["namespace"], owner["name"], owner["uid"]),
                 number=int(obj.get("revision") or 0),
                 spec=LLMDeploymentSpec.model_validate(data["spec"]),
-                facts=ModelFacts.unpack(data["facts"]),
+                facts=_unpacked(data["facts"]),
                 worker_image=str(data["workerImage"]),
                 model_key=str(data["modelKey"]),
                 fingerprint=str(data["fingerprint"]),
@@ -85,6 +86,12 @@ class Revision:
             )
         except (KeyError, TypeError, ValidationError, FactsUnreadable):
             return None
+
+
+@lru_cache(maxsize=256)
+def _unpacked(text: str) -> ModelFacts:
+    """Revisions of one model share its facts: what is one object is sized once a plan."""
+    return ModelFacts.unpack(text)
 
 
 def model_key(source: ModelSource) -> str:

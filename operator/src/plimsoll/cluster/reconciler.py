@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from plimsoll import metrics
+from plimsoll import garbage, metrics
 from plimsoll.actuate.apply import Executor
 from plimsoll.cluster.calm import Calm
 from plimsoll.cluster.course import Course
@@ -113,7 +113,7 @@ class Reconciler:
     def round(self) -> float:
         """One pass over everything. Returns in how many seconds the next is due though nothing happens."""
         started = self._monotonic()
-        if started >= self._relist_at:
+        if relists := started >= self._relist_at:
             # kopf keeps no list that is compared: what was deleted while its watch was down is found here.
             objects, _ = self._kube.list(DEPLOYMENTS)
             self._state.resources.replace(objects)
@@ -130,6 +130,8 @@ class Reconciler:
         self._reports.ask(unread(pod for one in observed for pod in one.worker_pods))
         stirred = [one for one, outcome in settled if outcome is None]
         self._profiles.write(stirred, view.profiles, view.nodes, self._clock())
+        if relists:
+            garbage.collect_and_set_aside()
         return self._next_in([outcome for _, outcome in steps], started)
 
     def _observe(self, view: ClusterView) -> list[Observed]:
