@@ -135,12 +135,25 @@ def test_a_line_of_progress_stays_one_line(capsys: pytest.CaptureFixture[str]) -
 
 def test_the_peak_of_ram_is_measured_and_forgotten() -> None:
     memory = CpuMemory()
-    memory.reset_peak()
-    before = memory.peak()
-    # Pages of its own: the allocator might serve a bytes object from what earlier tests left resident.
-    with mmap.mmap(-1, 64 * MIB) as block:
-        block[:: mmap.PAGESIZE] = bytes(len(block) // mmap.PAGESIZE)
+
+    def fill() -> None:
+        # Pages of its own: the allocator might serve a bytes object from what earlier tests left resident.
+        with mmap.mmap(-1, 64 * MIB) as block:
+            block[:: mmap.PAGESIZE] = bytes(len(block) // mmap.PAGESIZE)
+
+    assert memory.rise(fill) > 60 * MIB
+    assert memory.rise(lambda: None) < 20 * MIB
+
+
+def test_the_ram_of_the_servers_process_is_counted() -> None:
+    code = "import sys; block = bytearray(b'x' * (64 << 20)); print(flush=True); sys.stdin.read()"
+    memory = CpuMemory()
+    before = memory.used()
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert memory.used() - before > 60 * MIB
         assert memory.peak() - before > 60 * MIB
-    assert memory.peak() - before > 60 * MIB
-    memory.reset_peak()
-    assert memory.peak() - before < 20 * MIB
+        child.communicate()

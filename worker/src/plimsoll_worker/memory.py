@@ -9,6 +9,7 @@ promise about the device.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 from collections.abc import Callable
@@ -101,7 +102,8 @@ class Counted:
 
 
 class CpuMemory:
-    """RAM of this process: its resident set, which is what the container's limit is about.
+    """RAM of this process and of the server's, which is what the container's limit is about: the resident
+    set, and what the other process has for itself alone.
 
     Page cache of the model's files is left out: the kernel takes it back before it kills.
     """
@@ -121,7 +123,15 @@ class CpuMemory:
 
     def used(self) -> int:
         rss: int = self._process.memory_info().rss
-        return rss
+        return rss + self._others()
+
+    def _others(self) -> int:
+        """Libraries are resident once, so of the server's process only its own pages count."""
+        own = 0
+        for child in self._process.children():
+            with contextlib.suppress(psutil.Error):
+                own += int(child.memory_full_info().uss)
+        return own
 
     def release(self) -> None:
         # glibc keeps what is freed in small pieces: after loading, tens of MiB that nothing would explain.
@@ -143,7 +153,7 @@ class CpuMemory:
 
     def peak(self) -> int:
         match = re.search(r"^VmHWM:\s*(\d+) kB$", (PROC / "self" / "status").read_text(), re.MULTILINE)
-        return int(match[1]) * 1024 if match else self.used()
+        return int(match[1]) * 1024 + self._others() if match else self.used()
 
     def runtime_bytes(self, counted: Counted) -> int:
         """What was in use before the first weight: later growth is not the runtime's."""
