@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from typing import Any
 
 import pytest
 from tests.unit.cluster.world import facts
 
+from plimsoll.actuate import revisions
 from plimsoll.actuate.ownership import Owner
 from plimsoll.actuate.pods import PodDefaults, inspect_pod, worker_pod
 from plimsoll.actuate.revisions import Revision, fingerprint, model_key, wanted_revision
@@ -306,3 +308,13 @@ def test_services_select_ready_first_stages_and_all_workers() -> None:
     assert not set(front["spec"]["selector"].items()) <= set(
         inspect_pod(OWNER, spec(HUB), DEFAULTS)["metadata"]["labels"].items()
     )
+
+
+def test_a_fingerprint_is_forgotten_with_its_spec() -> None:
+    known = len(revisions._FINGERPRINTS)
+    asked = spec(HUB)
+    fingerprint(asked, facts())
+    assert len(revisions._FINGERPRINTS) == known + 1
+    del asked
+    gc.collect()
+    assert len(revisions._FINGERPRINTS) == known

@@ -7,7 +7,7 @@ pod: a revision is found again by spec and facts, whatever image it was made wit
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -99,21 +99,20 @@ def model_key(source: ModelSource) -> str:
     return digest(source.model_dump(mode="json", exclude={"served_name"}, exclude_defaults=True), 10)
 
 
-_FINGERPRINTS: OrderedDict[tuple[int, int], tuple[LLMDeploymentSpec, ModelFacts, str]] = OrderedDict()
-"""The latest ones by identity: every round asks for that of every resource, and most have not changed. What
-is remembered is kept alive, so an identity cannot pass to another object."""
-_REMEMBERED = 4096
+_FINGERPRINTS: dict[int, tuple[ModelFacts, str]] = {}
+"""By the identity of a spec, as long as it lives: every round asks for that of every resource, and most have
+not changed."""
 
 
 def fingerprint(spec: LLMDeploymentSpec, facts: ModelFacts) -> str:
     """Hash over what changes pods."""
-    key = (id(spec), id(facts))
-    if known := _FINGERPRINTS.get(key):
-        return known[2]
+    known = _FINGERPRINTS.get(id(spec))
+    if known and known[0] is facts:
+        return known[1]
     computed = _fingerprint(spec, facts)
-    _FINGERPRINTS[key] = (spec, facts, computed)
-    while len(_FINGERPRINTS) > _REMEMBERED:
-        _FINGERPRINTS.popitem(last=False)
+    if known is None:
+        weakref.finalize(spec, _FINGERPRINTS.pop, id(spec), None).atexit = False
+    _FINGERPRINTS[id(spec)] = facts, computed
     return computed
 
 
