@@ -15,6 +15,7 @@ signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 from plimsoll_worker import environment  # noqa: E402
 from plimsoll_worker.errors import WorkerError, exit_reason  # noqa: E402
+from plimsoll_worker.kernels.precompile import Precompilation  # noqa: E402
 from plimsoll_worker.launch import Launch, LaunchError, StartupStage  # noqa: E402
 from plimsoll_worker.progress import Startup, say  # noqa: E402
 from plimsoll_worker.settings import Settings, termination_log  # noqa: E402
@@ -41,6 +42,7 @@ def main() -> int:
 def run(launch: Launch, settings: Settings) -> None:
     """Serve the launch until told to stop. Raises WorkerError and LaunchError."""
     # torch and friends come after the environment they read at import.
+    kernels = Precompilation(launch.device)
     from plimsoll_worker.engine.capacity import warm_up
     from plimsoll_worker.loading.checkpoint import open_checkpoint
     from plimsoll_worker.loading.weights import load_model
@@ -65,6 +67,7 @@ def run(launch: Launch, settings: Settings) -> None:
         frontend.speak(tokenizer)
         memory = open_device(launch.device)
         check_plan(launch, checkpoint.config, memory.product)
+        kernels.want(launch, checkpoint.config)
         model = load_model(
             checkpoint,
             device=memory.torch_device,
@@ -74,6 +77,7 @@ def run(launch: Launch, settings: Settings) -> None:
         )
         startup.reached(StartupStage.WEIGHTS_LOADED, bytes=model.weight_bytes)
 
+        kernels.wait()
         runner, ledger = warm_up(launch, model, memory)
         startup.reached(StartupStage.WARMED_UP, kv_tokens=runner.cache.tokens, activations=ledger.activations)
 

@@ -21,6 +21,9 @@ CACHE_FOLDERS = {
     "TRITON_CACHE_DIR": "/tmp/triton",  # noqa: S108
     "CUDA_CACHE_PATH": "/tmp/cuda",  # noqa: S108
 }
+CACHE_MANAGER_ENV, CACHE_MANAGER = "TRITON_CACHE_MANAGER", "plimsoll_worker.kernels.shipped:ShippedKernels"
+"""Kernels compiled with the image are found beside those in TRITON_CACHE_DIR."""
+
 THREADS_ENV = "OMP_NUM_THREADS"
 
 SPIN_ENV, SPIN_COUNT = "GOMP_SPINCOUNT", "10000"
@@ -36,6 +39,7 @@ def prepare() -> None:
     """Set cache folders that are unset and the number of threads. Call before torch is imported."""
     for name, folder in CACHE_FOLDERS.items():
         os.environ.setdefault(name, folder)
+    os.environ.setdefault(CACHE_MANAGER_ENV, CACHE_MANAGER)
     threads, why = cpu_threads(os.environ, CGROUP, len(os.sched_getaffinity(0)))
     os.environ[THREADS_ENV] = str(threads)
     os.environ.setdefault(SPIN_ENV, SPIN_COUNT)

@@ -6,7 +6,7 @@ case:
 
     versions   device, driver, cuda, triton, python, torch
     rates      copyBytesPerSecond (read and write), readBytesPerSecond, matmulFlopsPerSecond
-    start      seconds: imported, weightsMade, warmedUp, firstToken, each from the start of the process
+    start      seconds since the process began: imported, weightsMade, compiled, warmedUp, firstToken
     memory     the ledger: bytes by category, usedBytes, line, kvCacheTokens
     cases      by name: what was asked, tokensPerSecond | seconds | outputTokensPerSecond, all (each repeat);
                of decoding also deviceSecondsPerStep and idlePermille
@@ -28,6 +28,8 @@ import psutil
 
 from plimsoll_worker import environment
 from plimsoll_worker.bench.shapes import SHAPES
+from plimsoll_worker.kernels.precompile import Precompilation
+from plimsoll_worker.launch import Device
 
 CONTEXT, SEQUENCES, BATCHED, BLOCK = 9216, 256, 8192, 64
 
@@ -61,6 +63,7 @@ def main() -> int:
 def measure(arguments: argparse.Namespace) -> Json:
     """All results, written to `arguments.out` as they come."""
     began = psutil.Process().create_time()
+    kernels = Precompilation(Device.GPU if arguments.device == "cuda" else Device.CPU)
     import torch
 
     from plimsoll_worker.bench import card
@@ -75,7 +78,7 @@ def measure(arguments: argparse.Namespace) -> Json:
             arguments.out.write_text(json.dumps(results, indent=1))
 
     device = torch.device(arguments.device, 0) if arguments.device == "cuda" else torch.device("cpu")
-    ready = prepare(arguments, device, lambda stage: results["start"].update({stage: since(began)}))
+    ready = prepare(arguments, device, lambda stage: results["start"].update({stage: since(began)}), kernels)
     offline = Offline(ready.runner)
     offline.run([Request(16, 1)], 0.0)
     results["start"]["firstToken"] = since(began)

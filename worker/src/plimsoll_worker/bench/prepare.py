@@ -16,6 +16,7 @@ import torch
 from plimsoll_worker.bench.shapes import SHAPES
 from plimsoll_worker.engine.capacity import Ledger, warm_up
 from plimsoll_worker.engine.model_runner import ModelRunner
+from plimsoll_worker.kernels.precompile import Precompilation
 from plimsoll_worker.launch import Device, Launch, LayerRange, Precision, PredictedMemory, WeightsScheme
 from plimsoll_worker.loading.random_weights import RandomCheckpoint
 from plimsoll_worker.loading.weights import load_model
@@ -50,18 +51,23 @@ class Ready:
         }
 
 
-def prepare(arguments: argparse.Namespace, device: torch.device, reached: Callable[[str], None]) -> Ready:
-    """Make the model of `arguments` on `device` and warm it up. `reached` hears weightsMade and warmedUp."""
+def prepare(
+    arguments: argparse.Namespace,
+    device: torch.device,
+    reached: Callable[[str], None],
+    kernels: Precompilation | None = None,
+) -> Ready:
+    """Make the model of `arguments` on `device` and warm it up. `reached` hears weightsMade, compiled and
+    warmedUp. `kernels`: where their compilation has begun."""
     gpu = device.type == "cuda"
+    kernels = kernels or Precompilation(Device.GPU if gpu else Device.CPU)
     memory = open_device(Device.GPU if gpu else Device.CPU)
     precision = Precision.BF16 if gpu else Precision.FP32
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(SHAPES[arguments.shape]), encoding="utf-8")
         checkpoint = RandomCheckpoint(Path(folder))
-    model = load_model(checkpoint, device=device, precision=precision, context=arguments.context)
-    reached("weightsMade")
     line = _line(memory)
-    per_token = model.config.kv_bytes_per_token(precision)
+    per_token = checkpoint.config.kv_bytes_per_token(precision)
     launch = Launch(
         plan_id="bench",
         revision="bench",
@@ -70,7 +76,7 @@ def prepare(arguments: argparse.Namespace, device: torch.device, reached: Callab
         device=Device.GPU if gpu else Device.CPU,
         weights=WeightsScheme.plain(precision),
         kv_cache=precision,
-        layers=LayerRange(first=0, last=model.config.layer_count),
+        layers=LayerRange(first=0, last=checkpoint.config.layer_count),
         max_context_tokens=arguments.context,
         max_concurrent_sequences=arguments.sequences,
         max_batched_tokens=arguments.batched_tokens,
@@ -79,6 +85,11 @@ def prepare(arguments: argparse.Namespace, device: torch.device, reached: Callab
         line=line,
         predicted=NOTHING.model_copy(update={"cuda_graphs": GRAPHS_GUESS if gpu else 0}),
     )
+    kernels.want(launch, checkpoint.config)
+    model = load_model(checkpoint, device=device, precision=precision, context=arguments.context)
+    reached("weightsMade")
+    kernels.wait()
+    reached("compiled")
     runner, ledger = warm_up(launch, model, memory)
     reached("warmedUp")
     return Ready(runner, ledger, launch)

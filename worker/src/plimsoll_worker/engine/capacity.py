@@ -13,6 +13,9 @@ them once.
 from __future__ import annotations
 
 import gc
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from plimsoll_worker.engine.model_runner import ModelRunner
@@ -69,8 +72,10 @@ def warm_up(launch: Launch, model: Decoder, memory: DeviceMemory) -> tuple[Model
     fewest, planned = kv_blocks(launch, per_token)
     memory.release()
     runner = _runner(launch, model, fewest)
-    memory.rise(runner.rehearse)  # compiles kernels and loads libraries, whose memory is not the step's
-    activations = memory.rise(runner.rehearse)
+    with _timed("first steps"):
+        memory.rise(runner.rehearse)  # loads kernels and libraries, whose memory is not the step's
+    with _timed("activations"):
+        activations = memory.rise(runner.rehearse)
     elsewhere = memory.peak() - fewest * block_bytes
     room = launch.line - elsewhere - launch.predicted.cuda_graphs
     blocks = min(planned, room // block_bytes)
@@ -78,16 +83,20 @@ def warm_up(launch: Launch, model: Decoder, memory: DeviceMemory) -> tuple[Model
         del runner
         gc.collect()  # its graphs refer to it
         memory.release()
-        runner = _runner(launch, model, blocks)
+        with _timed("pool"):
+            runner = _runner(launch, model, blocks)
+        with _timed("graphs"):
+            graphs = memory.growth(runner.capture)
         counted = Counted(
             weights=model.weight_bytes,
             kv_cache=runner.cache.bytes,
             workspace=runner.workspace_bytes,
             activations=activations,
-            graphs=memory.growth(runner.capture),
+            graphs=graphs,
         )
         # After the graphs: capturing gives back what the allocator keeps for these steps.
-        memory.rise(runner.rehearse)
+        with _timed("last steps"):
+            memory.rise(runner.rehearse)
         over = memory.peak() - launch.line
         if over <= 0:
             counted = replace(counted, runtime=memory.runtime_bytes(counted))
@@ -102,6 +111,14 @@ def warm_up(launch: Launch, model: Decoder, memory: DeviceMemory) -> tuple[Model
         f"{launch.line / GIB:.3f} GiB has no room for the {fewest * block_bytes / GIB:.3f} GiB one sequence "
         f"of {launch.max_context_tokens} tokens takes"
     )
+
+
+@contextmanager
+def _timed(part: str) -> Iterator[None]:
+    """Say how long a part of the warm-up took."""
+    began = time.monotonic()
+    yield
+    say("WarmUp", part=part, milliseconds=round(1000 * (time.monotonic() - began)))
 
 
 def _runner(launch: Launch, model: Decoder, blocks: int) -> ModelRunner:

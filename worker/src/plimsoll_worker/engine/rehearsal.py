@@ -41,6 +41,11 @@ def longest_steps(
         yield [_part(params, slot, context - 1, 1, block_size) for slot in range(min(sequences, tokens))]
 
 
+def chunk(tokens: int, block_size: int) -> list[Scheduled]:
+    """One sequence's second part: `tokens` tokens behind a first one."""
+    return [_part(SamplingParams(max_tokens=1), 0, 1, tokens, block_size)]
+
+
 def _prompts(
     params: SamplingParams, tokens: int, context: int, sequences: int, block_size: int
 ) -> list[Scheduled]:

@@ -166,7 +166,7 @@ class Sampler:
 
 def draw(logits: Tensor, noise: Noise) -> Tensor:
     """A token for each row of logits (rows, vocabulary) by temperature and seed alone → (rows) int64."""
-    if logits.is_cuda:
+    if ops.on_gpu(logits):
         # Greedy rows too: a tie must fall alike in every batch, with and without graphs.
         return ops.sample(logits, noise.temperatures, noise.seeds, noise.positions)
     # Row by row: in plain PyTorch it takes a dozen times the logits' memory, and greedy rows need none of it.

@@ -31,6 +31,12 @@ class Card:
 
     multiprocessors: int
     dependent_launch: bool
+    capability: tuple[int, int] = (0, 0)
+    """CUDA compute capability; (0, 0) of an interpreter."""
+
+    @classmethod
+    def of(cls, capability: tuple[int, int], multiprocessors: int) -> Card:
+        return cls(multiprocessors, dependent_launch=capability >= (9, 0), capability=capability)
 
     @property
     def options(self) -> dict[str, bool]:
@@ -38,12 +44,20 @@ class Card:
         return {"launch_pdl": True} if self.dependent_launch else {}
 
 
-@functools.cache
+recorded_card: Card | None = None
+"""What tensors on "meta" belong to (`recording`)."""
+
+
 def card(device: torch.device) -> Card:
+    return (device.type == "meta" and recorded_card) or _card(device)
+
+
+@functools.cache
+def _card(device: torch.device) -> Card:
     if device.type != "cuda":
         return Card(INTERPRETED_MULTIPROCESSORS, dependent_launch=False)
-    properties = torch.cuda.get_device_properties(device)
-    return Card(properties.multi_processor_count, dependent_launch=properties.major >= 9)
+    found = torch.cuda.get_device_properties(device)
+    return Card.of((found.major, found.minor), found.multi_processor_count)
 
 
 @triton.jit

@@ -28,16 +28,21 @@ FEW_ROWS = 16
 """Up to so many rows a step is bound by reading weights and the fused kernels take over from cuBLAS."""
 
 
+def on_gpu(x: Tensor) -> bool:
+    """Whether kernels take x. A tensor without memory ("meta") stands for a GPU's (`kernels.recording`)."""
+    return x.is_cuda or x.is_meta
+
+
 def few_rows(x: Tensor) -> bool:
     """Whether the fused kernels take x (rows, width). On CPUs nothing is fused; nor is FP16, where a row that
     is multiplied before it is normed may pass the largest number."""
-    return x.is_cuda and x.dtype == torch.bfloat16 and x.shape[0] <= FEW_ROWS
+    return on_gpu(x) and x.dtype == torch.bfloat16 and x.shape[0] <= FEW_ROWS
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> Tensor:
     """x / rms(x) * (weight + offset) over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467) in
     FP32, rounded once. (…, width) → (…, width). Gemma's offset is 1."""
-    if x.is_cuda:
+    if on_gpu(x):
         from plimsoll_worker.kernels import norm
 
         return norm.rms_norm(x, weight, eps, offset=offset)
@@ -48,7 +53,7 @@ def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """(norm of x + residual, x + residual), both in x's dtype; x and residual are (rows, width)."""
-    if x.is_cuda:
+    if on_gpu(x):
         from plimsoll_worker.kernels import norm
 
         return norm.add_rms_norm(x, residual, weight, eps, offset=offset)
@@ -58,7 +63,7 @@ def add_rms_norm(
 def gated_activation(gate_up: Tensor, kind: Activation) -> Tensor:
     """activation(gate) * up of gate_up (rows, 2 * inter), gate first → (rows, inter) (Shazeer 2020,
     arXiv:2002.05202)."""
-    if gate_up.is_cuda:
+    if on_gpu(gate_up):
         from plimsoll_worker.kernels import norm
 
         return norm.gated_activation(gate_up, kind)
@@ -118,7 +123,7 @@ def linear_add(
         from plimsoll_worker.kernels.few_rows import fused_linear
 
         return fused_linear(x, weight, bias, residual=residual, scale=scale)
-    if x.is_cuda and bias is None:
+    if on_gpu(x) and bias is None:
         # cuBLAS adds the residual while it writes: neither a kernel nor a buffer of its own.
         return residual.addmm_(x, weight.t(), alpha=scale)
     return residual + scale * linear(x, weight, bias)
@@ -127,7 +132,7 @@ def linear_add(
 def rope_angles(positions: Tensor, inverse: Tensor, *, scale: float = 1.0) -> Tensor:
     """Cosines and sines of positions (tokens) int64 times inverse frequencies (rotary_dim / 2) FP32, times
     `scale` → (tokens, 2, rotary_dim / 2) FP32: once a step, for all layers."""
-    if positions.is_cuda:
+    if on_gpu(positions):
         from plimsoll_worker.kernels import rope
 
         return rope.rope_angles(positions, inverse, scale=scale)
@@ -156,7 +161,7 @@ def rope_store(
     kv_heads, head_dim). Returns the queries, (tokens, heads, head_dim).
     """
     store = reference.rope_store
-    if qkv.is_cuda:
+    if on_gpu(qkv):
         from plimsoll_worker.kernels.rope import rope_store as store
     return store(
         qkv,
@@ -190,7 +195,7 @@ def attention(
     A query sees itself and what is before it, `window` tokens at most. With `softcap` scores are
     softcap * tanh(scale * q·k / softcap).
     """
-    if not q.is_cuda:
+    if not on_gpu(q):
         return reference.attention(q, k_cache, v_cache, batch, scale=scale, window=window, softcap=softcap)
     if batch.max_query_len > 1:
         from plimsoll_worker.kernels.prefill_attention import prefill_attention
@@ -232,7 +237,7 @@ def rope_attention(
 ) -> Tensor:
     """`rope_store`, then `attention` → (tokens, heads * head_dim). One kernel when each sequence has one new
     token."""
-    if qkv.is_cuda and batch.max_query_len == 1:
+    if on_gpu(qkv) and batch.max_query_len == 1:
         from plimsoll_worker.kernels.decode_attention import decode_attention
 
         return decode_attention(
@@ -285,7 +290,7 @@ def penalize(
     the token, and output_counts (slots, vocabulary) int32. repetition, presence, frequency (rows) FP32; 1, 0
     and 0 leave a row as it is.
     """
-    if logits.is_cuda:
+    if on_gpu(logits):
         from plimsoll_worker.kernels import sampling
 
         sampling.penalize(logits, slots, prompt_tokens, output_counts, repetition, presence, frequency)
@@ -300,7 +305,7 @@ def sample(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor
     token), so the draw does not depend on the rest of the batch. temperature (rows) FP32, 0 is greedy; seeds
     and positions (rows) int64. Tokens that must not be drawn have logits of -inf.
     """
-    if logits.is_cuda:
+    if on_gpu(logits):
         from plimsoll_worker.kernels import sampling
 
         return sampling.sample(logits, temperature, seeds, positions)
