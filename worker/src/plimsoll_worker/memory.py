@@ -112,8 +112,8 @@ class CpuMemory:
 
     def __init__(self) -> None:
         self._process = psutil.Process()
-        self.runtime = self.used()
-        """Interpreter, libraries and tokenizer: what was in use before the first weight."""
+        self._before = self.used() - self._others()
+        """Interpreter, libraries and tokenizer: what this process had in use before the first weight."""
         self.total_bytes = memory_limit(CGROUP, psutil.virtual_memory().total)
 
     @property
@@ -156,9 +156,10 @@ class CpuMemory:
         return int(match[1]) * 1024 + self._others() if match else self.used()
 
     def runtime_bytes(self, counted: Counted) -> int:
-        """What was in use before the first weight: later growth is not the runtime's."""
+        """What was in use before the first weight, and the server's process as it is now; later growth of
+        this one is not the runtime's."""
         del counted
-        return self.runtime
+        return self._before + self._others()
 
     def report(self, counted: Counted) -> DeviceReport:
         used = self.peak()
