@@ -29,7 +29,7 @@ def test_a_small_run_writes_every_key(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     found = json.loads(out.read_text())
     assert json.loads(ran.stdout) == found
-    assert list(found["start"]) == ["imported", "weightsMade", "warmedUp", "firstToken"]
+    assert list(found["start"]) == ["imported", "weightsMade", "compiled", "warmedUp", "firstToken"]
     assert found["versions"]["device"] == "CPU"
     assert found["memory"]["kvCacheTokens"] == 512
     assert {"promptTokens", "seconds", "all", "took"} == found["cases"]["prefill-8192"].keys()

@@ -159,7 +159,7 @@ class _NoDriver:
         return device
 
 
-class _Shapes(TorchDispatchMode):  # type: ignore[misc]
+class _Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Answers for the commonest operations what PyTorch would work out in Python, with a compiler and a
     computer algebra system that take seconds to import. It knows of all others what PyTorch knows."""
 
@@ -192,7 +192,7 @@ def recording(card: launching.Card) -> Iterator[Recorded]:
     launching.recorded_card = card
     triton.knobs.runtime.jit_cache_hook = recorded.hear
     try:
-        with _Shapes():
+        with _Shapes():  # type: ignore[no-untyped-call]
             yield recorded
     finally:
         triton.knobs.runtime.jit_cache_hook = None
