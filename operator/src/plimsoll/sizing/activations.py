@@ -22,9 +22,10 @@ SAMPLING_BYTES = 4 + 4
 """Per logit: FP32 logits and probabilities, besides the logits in the compute precision."""
 SORTED_ROWS = 32
 """A GPU sorts so many rows at a time for top-p."""
-SORTED_BYTES = 21
-"""Per logit of a sorted row: values, indices and sums of both sides of the sort. H100, engine 0.2.0:
-474 MiB for 256 rows of 151,936, of which 371 are the rows' logits and probabilities."""
+SORTED_BYTES = 40
+"""Per logit of a sorted row: values, indices and sums of both sides of the sort. H100, engine 0.2.0: besides
+the rows' logits and probabilities 43 bytes with 64 rows of 128,256, 36 with 128 of 152,064 and 22 with 256 of
+151,936."""
 MASK_BYTES = 1
 """Per query and key: true where a query may look. The kernel widens it to the compute precision once more."""
 

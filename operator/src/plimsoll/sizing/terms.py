@@ -54,7 +54,7 @@ class RankTerms:
         yield from activations
         loaded = sum(term.bytes for term in weights)
         peaks = sum(term.bytes for term in (self._layer_activations, *([self._logits] if last else [])))
-        yield from self._overheads(loaded, peaks, layers[1] - layers[0])
+        yield from self._overheads(loaded, peaks)
 
     def _activations(self, *, last: bool) -> list[Term]:
         """A GPU's allocator hands the blocks of one peak to the other; a CPU's does not."""
@@ -189,7 +189,7 @@ class RankTerms:
         )
         return Term(MemoryCategory.ACTIVATIONS, f"logits: {formula}", size)
 
-    def _overheads(self, loaded: int, peaks: int, layers: int) -> Iterator[Term]:
+    def _overheads(self, loaded: int, peaks: int) -> Iterator[Term]:
         constants = self._constants
         tensor, pipeline = self.configuration.tensor_parallel, self.configuration.pipeline_parallel
         slack = (
@@ -204,8 +204,8 @@ class RankTerms:
         for category, formula, size in (
             (
                 MemoryCategory.CUDA_GRAPHS,
-                f"decode steps of {sizes} sizes × {layers} layers, measured",
-                constants.cuda_graphs(sizes, layers),
+                f"decode steps of {sizes} sizes, measured",
+                constants.cuda_graphs(sizes),
             ),
             (
                 MemoryCategory.COMMUNICATION,
