@@ -52,7 +52,7 @@ def test_the_process_ends_with_its_reason(tmp_path: Path, told: str) -> None:
     launch = smollm2_launch(Path("model.gguf"))
     script = (
         "from plimsoll_worker import serving; from plimsoll_worker.launch import Launch; "
-        "serving._end_stuck(Launch.from_env(), 26.4)"
+        "serving.end_now(Launch.from_env(), serving._stuck(26.4))"
     )
     ended = subprocess.run(
         [sys.executable, "-c", script],

@@ -36,10 +36,8 @@ TERMINATION_MESSAGE_BYTES = 4096
 
 
 def graph_sizes(max_sequences: int) -> tuple[int, ...]:
-    """Batch sizes of decode steps that a GPU worker captures as CUDA graphs, ascending: 1, 2, 4, 8, 16, 24, …
-    up to `max_sequences`. Both sides count their memory."""
-    sizes = [size for size in (1, 2, 4) if size < max_sequences]
-    return (*sizes, *range(8, max_sequences, 8), max_sequences)
+    """Batch sizes of decode steps that are captured as CUDA graphs: 1, 2, 4, 8, 16, 24, … `max_sequences`."""
+    return (*(size for size in (1, 2, 4) if size < max_sequences), *range(8, max_sequences, 8), max_sequences)
 
 
 class LaunchError(ValueError):
