@@ -63,12 +63,13 @@ ALLOWED = {
     "list nodes",
     "create pods",
     "delete pods",
+    "patch pods",  # to remove the gates of replicas of several pods
     "patch services",
     "patch llmdeployments/status",
     "create events.events.k8s.io",
 }
 DENIED = {
-    "get secrets", "list secrets", "get configmaps", "patch pods", "create pods/exec", "create pods/binding",
+    "get secrets", "list secrets", "get configmaps", "create pods/exec", "create pods/binding",
     "patch nodes", "delete nodes", "patch llmdeployments", "delete llmdeployments", "create clusterroles",
 }  # fmt: skip
 

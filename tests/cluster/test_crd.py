@@ -112,10 +112,15 @@ def test_six_lines_are_stored_with_every_default(resources: client.CustomObjects
         "workload": {"maxConcurrentSequences": 8, "objective": "FewestGPUs"},
         "quantization": {"weights": "Auto", "floor": "Native", "kvCache": "Native"},
         "parallelism": {"multiNode": "IfNeeded"},
-        "placement": {"device": "GPU", "memoryHeadroomPercent": 3, "sharing": "Exclusive"},
-        "plan": {"mode": "Apply"},
+        "placement": {
+            "device": "GPU",
+            "memoryHeadroomPercent": 3,
+            "sharing": "Exclusive",
+            "allocation": "Auto",
+        },
+        "plan": {"mode": "Apply", "replan": "OnPlacementFailure"},
         "replicas": 1,
-        "rollout": {"drainSeconds": 120},
+        "rollout": {"strategy": "Auto", "drainSeconds": 120, "maxRestarts": 5},
         "service": {"port": 8000},
         "suspend": False,
     }
