@@ -204,7 +204,7 @@ class RankTerms:
         for category, formula, size in (
             (
                 MemoryCategory.CUDA_GRAPHS,
-                f"decode steps of {sizes} sizes, measured",
+                f"decode steps of {sizes} {'size' if sizes == 1 else 'sizes'}, measured",
                 constants.cuda_graphs(sizes),
             ),
             (
