@@ -17,7 +17,6 @@ from plimsoll.api.conditions import (
     Observation,
     conditions,
     fails,
-    first_sight,
     holds,
     pending,
 )
@@ -217,12 +216,6 @@ def test_each_step_has_its_condition(
     found = told(seen)
     steps = ("ModelResolved", "Planned", "Scheduled", "Verified")
     assert [" ".join(found[step]) for step in steps] == [model, plan, nodes, report]
-
-
-def test_at_first_sight_all_are_unknown() -> None:
-    found = first_sight(1, now=NOW)
-    assert [condition.type for condition in found] == list(ConditionType)
-    assert {condition.status for condition in found} == {"Unknown"}
 
 
 def test_ready_says_where() -> None:

@@ -149,12 +149,6 @@ def conditions(seen: Observation, previous: Iterable[Condition] = (), *, now: da
     return _dated(found, seen.generation, previous, now)
 
 
-def first_sight(generation: int, *, now: datetime) -> list[Condition]:
-    """All conditions Unknown: the operator has seen the resource and has not looked at it yet."""
-    unknown = pending("Pending", "seen, not looked at yet")
-    return _dated(dict.fromkeys(ConditionType, unknown), generation, (), now)
-
-
 # --- the steps, in order --------------------------------------------------------------------------
 
 

@@ -54,15 +54,6 @@ class DeploymentRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
-    """Capacity given to a pod that the informer does not show yet."""
-
-    pod_uid_or_name: str
-    owner_uid: str
-    view: PodView
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
     nodes: tuple[NodeView, ...]
     pods: tuple[PodView, ...]

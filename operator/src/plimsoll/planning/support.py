@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from plimsoll.planning.formats import Formats
 from plimsoll.sizing.configuration import Configuration
-from plimsoll_worker.launch import Capabilities, Device, Precision
+from plimsoll_worker.launch import Capabilities, Precision
 
 NEEDED_CAPABILITY = {Precision.BF16: (8, 0), Precision.FP8: (8, 9)}
 """Compute capability from which on tensor cores take the type; compared as numbers, so 10.0 is more than
@@ -53,8 +53,3 @@ def _by_gpu(formats: Formats, capability: tuple[int, int] | None) -> Iterator[st
             least = ".".join(map(str, needed))
             instead = f"; {_INSTEAD[precision]}" if precision is formats.weights else ""
             yield f"{precision} needs compute capability {least} and the GPU has {has}{instead}"
-
-
-def runs_on(device: Device, capabilities: Capabilities, formats: Formats) -> bool:
-    """Whether the engine runs the formats at all, on some GPU."""
-    return not next(_by_engine(capabilities, formats, formats.configuration(device)), "")

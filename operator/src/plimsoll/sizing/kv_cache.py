@@ -9,8 +9,6 @@ fill whole blocks of the paged pool, so each is rounded up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from plimsoll.model.facts import LayerClass, ModelFacts, State
 from plimsoll.sizing.parallel import kv_heads_per_rank
 from plimsoll.sizing.schemes import CachePrecision
@@ -77,23 +75,6 @@ def window_tokens(*, window: int, sequences: int, batched_tokens: int, pool: int
     """
     bounded = sequences * (_whole_blocks(window - 1, block) + block) + _whole_blocks(batched_tokens, block)
     return min(pool, bounded)
-
-
-def tokens_in_pool(
-    layers: Iterable[LayerClass],
-    pool_bytes: int,
-    precision: CachePrecision,
-    *,
-    tensor: int = 1,
-    block: int = BLOCK_TOKENS,
-) -> int:
-    """Tokens that `pool_bytes` hold on one rank, in whole blocks. Every layer is taken at full attention, so
-    the answer is a floor for models with windows."""
-    per_token = sum(
-        layer.count * (layer_bytes_per_token(layer, precision, tensor) + layer.index_bytes)
-        for layer in layers
-    )
-    return pool_bytes // (per_token * block) * block if per_token else 0
 
 
 def _whole_blocks(tokens: int, block: int) -> int:
