@@ -268,7 +268,8 @@ def _available(seen: Observation) -> Finding:
     if obstacle and obstacle.holds is None and not seen.existing:
         return obstacle
     promised = max(seen.desired - 1, 1) if seen.promised is None else seen.promised
-    told = f"{seen.ready} replicas answer, at least {promised} must"
+    answer = "replica answers" if seen.ready == 1 else "replicas answer"
+    told = f"{seen.ready} {answer}, at least {promised} must"
     if seen.ready >= promised:
         return holds("MinimumReplicasAvailable", told)
     return fails("MinimumReplicasUnavailable", told)

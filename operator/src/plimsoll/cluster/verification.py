@@ -32,7 +32,8 @@ def verify(observed: Observed, plan: PlanStatus | None) -> Finding:
             return pending("ReportUnreachable", _unreachable(pod, answer, observed.operator_namespace))
     if not answers:
         return AWAITING_REPORT
-    return holds("ReportsAgree", f"{len(answers)} workers run what was planned")
+    told = "the worker runs" if len(answers) == 1 else f"{len(answers)} workers run"
+    return holds("ReportsAgree", f"{told} what was planned")
 
 
 def _ready(observed: Observed, plan: PlanStatus | None) -> list[OwnPod]:
