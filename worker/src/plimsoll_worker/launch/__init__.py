@@ -1,0 +1,87 @@
+"""Everything that crosses the border between the operator and a worker, in one torch-free package.
+
+The operator writes a `Launch` into the pod's environment; the worker answers with a `Report` over HTTP while
+it lives and with an `ExitReason` as its termination message when it dies. Both sides import this package and
+nothing else of each other, so a field can be added in one place and both test suites see it. The JSON Schemas
+under `docs/schemas/` are generated from it and compared in the tests.
+
+All byte counts are integers. Wire names are camelCase, as everywhere in Kubernetes.
+"""
+
+from __future__ import annotations
+
+from plimsoll_worker.launch.capabilities import (
+    CAPABILITIES,
+    Capabilities,
+)
+from plimsoll_worker.launch.ending import (
+    TERMINATION_MESSAGE_BYTES,
+    TERMINATION_MESSAGE_PATH,
+    ExitCode,
+    ExitReason,
+)
+from plimsoll_worker.launch.memory import (
+    MeasuredMemory,
+    MemoryCategory,
+    PredictedMemory,
+)
+from plimsoll_worker.launch.precision import (
+    INT4_GROUP,
+    Device,
+    Precision,
+    WeightsScheme,
+)
+from plimsoll_worker.launch.report import (
+    DeviceReport,
+    Report,
+    StartupStage,
+    StartupTime,
+)
+from plimsoll_worker.launch.request import (
+    ADMIN_PORT,
+    LAUNCH_ENV,
+    SERVING_PORT,
+    HubSource,
+    Launch,
+    LaunchError,
+    LayerRange,
+    graph_sizes,
+)
+from plimsoll_worker.launch.wire import (
+    ENGINE_VERSION,
+    LAUNCH_VERSION,
+    Bytes,
+    Wire,
+)
+
+__all__ = [
+    "ADMIN_PORT",
+    "CAPABILITIES",
+    "ENGINE_VERSION",
+    "INT4_GROUP",
+    "LAUNCH_ENV",
+    "LAUNCH_VERSION",
+    "SERVING_PORT",
+    "TERMINATION_MESSAGE_BYTES",
+    "TERMINATION_MESSAGE_PATH",
+    "Bytes",
+    "Capabilities",
+    "Device",
+    "DeviceReport",
+    "ExitCode",
+    "ExitReason",
+    "HubSource",
+    "Launch",
+    "LaunchError",
+    "LayerRange",
+    "MeasuredMemory",
+    "MemoryCategory",
+    "Precision",
+    "PredictedMemory",
+    "Report",
+    "StartupStage",
+    "StartupTime",
+    "WeightsScheme",
+    "Wire",
+    "graph_sizes",
+]

@@ -1,0 +1,99 @@
+"""The launch: what one worker has to run."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from plimsoll_worker.launch.memory import PredictedMemory
+from plimsoll_worker.launch.precision import Device, Precision, WeightsScheme
+from plimsoll_worker.launch.wire import LAUNCH_VERSION, Bytes, Wire
+
+LAUNCH_ENV = "PLIMSOLL_LAUNCH"
+"""The environment variable that holds the `Launch` as JSON."""
+
+SERVING_PORT = 8000
+"""OpenAI API, /health, /metrics: the port the Service points at."""
+
+ADMIN_PORT = 8001
+"""/report: not in the Service, read by the operator alone."""
+
+
+def graph_sizes(max_sequences: int) -> tuple[int, ...]:
+    """Batch sizes of decode steps that are captured as CUDA graphs: 1, 2, 4, 8, 16, 24, … `max_sequences`."""
+    return (*(size for size in (1, 2, 4) if size < max_sequences), *range(8, max_sequences, 8), max_sequences)
+
+
+class LaunchError(ValueError):
+    """The launch is missing or malformed; the message says which field and what was expected."""
+
+
+class LayerRange(Wire):
+    """Layers `first` (inclusive) to `last` (exclusive) of the model."""
+
+    first: Annotated[int, Field(ge=0)]
+    last: Annotated[int, Field(ge=1)]
+
+
+class HubSource(Wire):
+    """A repository of a Hugging Face compatible hub, at one commit."""
+
+    repo: str
+    commit: str
+
+
+class Launch(Wire):
+    """What one worker has to run: the plan as it applies to one pod. Nothing here is left to the worker's
+    judgement except a KV pool smaller than `kv_cache_bytes`, never below what the workload needs."""
+
+    version: Literal["v1"] = LAUNCH_VERSION
+    plan_id: str
+    revision: str
+    replica: Annotated[int, Field(ge=0)] = 0
+    attempt: Annotated[int, Field(ge=0)] = 0
+
+    model_path: str
+    """Folder or GGUF file inside the pod. With `hub` set: the folder the worker fetches into."""
+    hub: HubSource | None = None
+    served_name: str
+
+    device: Device
+    expected_product: str | None = None
+    """GPU product the plan was made for; None on CPU."""
+    weights: WeightsScheme
+    kv_cache: Precision
+    tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    pipeline_parallel: Annotated[int, Field(ge=1)] = 1
+    stage: Annotated[int, Field(ge=0)] = 0
+    layers: LayerRange
+
+    max_context_tokens: Annotated[int, Field(ge=1)]
+    """Longest sequence served, prompt and answer together."""
+    max_concurrent_sequences: Annotated[int, Field(ge=1)]
+    max_batched_tokens: Annotated[int, Field(ge=1)]
+    """Most tokens of one forward pass: the prefill chunk."""
+    kv_block_size: Annotated[int, Field(ge=1)] = 16
+    """Tokens in a KV block."""
+    kv_cache_bytes: Bytes
+    """The KV pool, all layers of this stage, per rank."""
+
+    line: Bytes
+    """The most bytes of the device (GPU memory; the container's memory limit on CPU) that may be in use."""
+    predicted: PredictedMemory
+
+    @classmethod
+    def from_env(cls, environ: dict[str, str] | None = None) -> Launch:
+        """Parse `PLIMSOLL_LAUNCH`. Raises LaunchError that names the first wrong field."""
+        raw = (os.environ if environ is None else environ).get(LAUNCH_ENV)
+        if not raw:
+            raise LaunchError(
+                f"environment variable {LAUNCH_ENV} is not set: the operator writes it into worker pods"
+            )
+        try:
+            return cls.model_validate_json(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "(root)"
+            raise LaunchError(f"{LAUNCH_ENV}: {where}: {first['msg']}") from error
