@@ -35,7 +35,7 @@ class SparseMLP(nn.Module):
         self.per_token = experts.per_token
         self.normalized = experts.normalized
         self.activation = config.activation
-        self.gate = Linear(config.hidden_size, experts.count, bias=False)
+        self.gate = Linear(config.hidden_size, experts.count, bias=False, sensitive=True)
         self.experts = ExpertWeights(config, experts)
 
     def forward(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Matrices that wait for their weights.
+"""Matrices that wait for their weights, plain or quantized.
 
 torch.nn's own classes fill what they make with random numbers; on the "meta" device, where a model is built
 before it is read, that alone loads torch's compiler: seconds of start-up and 115 MiB (torch 2.11).
@@ -11,29 +11,54 @@ from torch import nn
 from torch.nn import functional
 
 from plimsoll_worker.kernels import ops
+from plimsoll_worker.kernels.matrix import Matrix, QuantizedMatrix
 from plimsoll_worker.layers.rmsnorm import RMSNorm
 from plimsoll_worker.layers.waiting import waiting
 
 
 class Linear(nn.Module):
-    """x @ weightᵀ + bias; the weight is (outputs, inputs)."""
+    """x @ weightᵀ + bias; the weight is (outputs, inputs).
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool) -> None:
+    A quantized matrix has its tensors registered as `numbers`, `scales` and `minimums`, and no `weight`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool, sensitive: bool = False) -> None:
+        """sensitive: never quantized, because its errors do more than those of others: a router's decide
+        which experts run, the head's go straight into the logits."""
         super().__init__()
-        self.weight = waiting(outputs, inputs)
+        self.sensitive = sensitive
+        self.weight: nn.Parameter | None = waiting(outputs, inputs)
         self.bias = waiting(outputs) if bias else None
+        self.quantized: QuantizedMatrix | None = None
+
+    @property
+    def matrix(self) -> Matrix:
+        """What is multiplied with."""
+        if self.quantized is not None:
+            return self.quantized
+        assert self.weight is not None
+        return self.weight
+
+    def quantize(self, matrix: QuantizedMatrix) -> None:
+        """Keep `matrix` in place of the weight, and count its bytes as parameters."""
+        self.weight = None
+        self.quantized = matrix
+        for name in ("numbers", "scales", "minimums"):
+            tensor = getattr(matrix, name)
+            if tensor is not None:
+                self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, inputs) → (rows, outputs)."""
-        return ops.linear(x, self.weight, self.bias)
+        return ops.linear(x, self.matrix, self.bias)
 
     def after(self, norm: RMSNorm, x: torch.Tensor) -> torch.Tensor:
         """Of the norm of x: (rows, inputs) → (rows, outputs)."""
-        return ops.norm_linear(x, norm.weight, norm.eps, self.weight, self.bias, offset=norm.offset)
+        return ops.norm_linear(x, norm.weight, norm.eps, self.matrix, self.bias, offset=norm.offset)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor, scale: float) -> torch.Tensor:
         """residual + scale * linear(x); `residual` (rows, outputs) is used up."""
-        return ops.linear_add(x, self.weight, residual, self.bias, scale=scale)
+        return ops.linear_add(x, self.matrix, residual, self.bias, scale=scale)
 
 
 class Embedding(nn.Module):

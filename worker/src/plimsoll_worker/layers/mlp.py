@@ -31,7 +31,7 @@ class MLP(nn.Module):
         return self.down_proj.add_to(residual, self._active(residual, norm), scale)
 
     def _active(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
-        matrix = self.gate_up_proj
+        linear = self.gate_up_proj
         return ops.norm_gate_up(
-            x, norm.weight, norm.eps, matrix.weight, self.activation, matrix.bias, offset=norm.offset
+            x, norm.weight, norm.eps, linear.matrix, self.activation, linear.bias, offset=norm.offset
         )

@@ -1,23 +1,28 @@
 """Puts a checkpoint's tensors into a model.
 
 The model is built without storage ("meta"); each parameter gets memory on the device once, and every tensor
-is read straight into its place there. Reading the checkpoint into host memory first was the alternative: it
-doubles what a start needs, and on a GPU the second copy is most of the time.
+is read straight into its place there, quantized on the way block by block. Reading the checkpoint into host
+memory first was the alternative: it doubles what a start needs, and on a GPU the second copy is most of the
+time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
 
 from plimsoll_worker.errors import ModelUnreadable
+from plimsoll_worker.kernels.matrix import Matrix, QuantizedMatrix
 from plimsoll_worker.launch import Precision
+from plimsoll_worker.layers.linear import Linear
 from plimsoll_worker.loading.checkpoint import Checkpoint
 from plimsoll_worker.loading.placement import Piece, place
 from plimsoll_worker.models.decoder import Decoder
+from plimsoll_worker.quant.form import Form, rows_of
+from plimsoll_worker.quant.rounding import round_into
 
 DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 GPU_READERS = 8
@@ -29,29 +34,32 @@ def load_model(
     *,
     device: torch.device,
     precision: Precision,
+    matrices: Precision | None = None,
     context: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005 - of its signature
 ) -> Decoder:
-    """The checkpoint's model on `device` in `precision`, ready for inference with sequences of up to
-    `context` tokens (None: as many as it was made for). `progress` is told the bytes loaded and their sum.
+    """The checkpoint's model on `device`, computing in `precision`, ready for inference with sequences of up
+    to `context` tokens (None: as many as it was made for). `matrices`: what those of the layers are rounded
+    to while they are read (None: `precision`). `progress` is told the bytes loaded and their sum.
 
     Raises ModelUnreadable when a tensor is missing or misshapen, ModelUnsupported when one has no place in
-    the model.
+    the model or cannot be quantized.
     """
     config = checkpoint.config
     with torch.device("meta"):
         model = Decoder(config)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    pieces = place(shapes, checkpoint.names(), config)
-    _allocate(model, device, DTYPES[precision])
     parameters = dict(model.named_parameters())
+    pieces = place({name: found.shape for name, found in parameters.items()}, checkpoint.names(), config)
     _check_shapes(checkpoint, pieces, parameters)
+    form = Form.on_load(matrices or precision)
+    give_memory(model, device, DTYPES[precision], dict.fromkeys(quantizable(model), form) if form else {})
     # The largest first, so that no reader is left alone with the embedding at the end.
-    regions = [(piece.name, piece.region(parameters[piece.parameter])) for piece in pieces]
+    regions = [(piece.name, _region(model, piece)) for piece in pieces]
     regions.sort(key=lambda region: region[1].nbytes, reverse=True)
     done, total = 0, model.weight_bytes
     with ThreadPoolExecutor(GPU_READERS if device.type == "cuda" else 1) as readers:
-        for region, _ in zip(regions, readers.map(lambda at: checkpoint.read(*at), regions), strict=True):
+        read = readers.map(lambda at: _read(checkpoint, *at), regions)
+        for region, _ in zip(regions, read, strict=True):
             done += region[1].nbytes
             progress(done, total)
     if device.type == "cuda":
@@ -60,15 +68,60 @@ def load_model(
     return model.eval()
 
 
-def _allocate(model: Decoder, device: torch.device, dtype: torch.dtype) -> None:
+def quantizable(model: Decoder) -> dict[str, Linear]:
+    """The matrices that may be kept in fewer bits, by the name of the module."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, Linear) and not module.sensitive
+    }
+
+
+def give_memory(model: Decoder, device: torch.device, dtype: torch.dtype, forms: Mapping[str, Form]) -> None:
+    """Memory on `device` for every parameter of a model that has none: quantized for the modules that `forms`
+    names, in `dtype` for all else. Raises ModelUnsupported before there is any."""
+    linears = quantizable(model)
+    for name, form in forms.items():
+        weight = linears[name].weight
+        assert weight is not None
+        form.check(name, *weight.shape)
+    for name, form in forms.items():
+        weight = linears[name].weight
+        assert weight is not None
+        outputs, inputs = weight.shape
+        linears[name].quantize(form.make(outputs, inputs, dtype, device))
+    held = {f"{name}.{part}" for name in forms for part in ("numbers", "scales", "minimums")}
     for name, parameter in list(model.named_parameters()):
-        owner, _, leaf = name.rpartition(".")
-        memory = torch.empty(parameter.shape, dtype=dtype, device=device)
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(memory, requires_grad=False))
+        if name not in held:
+            owner, _, leaf = name.rpartition(".")
+            memory = torch.empty(parameter.shape, dtype=dtype, device=device)
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(memory, requires_grad=False))
+
+
+def _region(model: Decoder, piece: Piece) -> Matrix:
+    """Where the tensor goes: a view."""
+    owner, _, leaf = piece.parameter.rpartition(".")
+    module = model.get_submodule(owner)
+    if isinstance(module, Linear) and leaf == "weight" and module.quantized is not None:
+        return rows_of(module.quantized, *(piece.rows or (0, module.quantized.outputs)))
+    return piece.region(model.get_parameter(piece.parameter))
+
+
+def _read(checkpoint: Checkpoint, name: str, region: Matrix) -> None:
+    if not isinstance(region, QuantizedMatrix):
+        checkpoint.read(name, region)
+        return
+    device = region.numbers.device
+    scratch = torch.empty(region.shape, dtype=region.dtype, device=device)
+    checkpoint.read(name, scratch)
+    round_into(region, scratch)
+    if device.type == "cuda":
+        # The next scratch may have this one's memory, and readers fill it on streams of their own.
+        torch.cuda.current_stream(device).synchronize()
 
 
 def _check_shapes(
-    checkpoint: Checkpoint, pieces: Iterable[Piece], parameters: dict[str, nn.Parameter]
+    checkpoint: Checkpoint, pieces: Iterable[Piece], parameters: Mapping[str, nn.Parameter]
 ) -> None:
     """Before a byte is read."""
     for piece in pieces:

@@ -1,0 +1,91 @@
+"""How a matrix of a layer is kept in fewer bits, and its memory.
+
+A form says everything but the matrix's size, so a model's memory is known before a weight is read: numbers,
+scales and minimums get their places once, and what is read goes straight there, region by region.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from plimsoll_worker.errors import ModelUnsupported
+from plimsoll_worker.kernels.matrix import FP8_BLOCK, INT4_BLOCK, QuantizedMatrix
+from plimsoll_worker.launch import INT4_GROUP, Precision
+
+NUMBERS = {Precision.INT8: torch.int8, Precision.INT4: torch.uint8, Precision.FP8: torch.float8_e4m3fn}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a matrix (outputs, inputs) is kept; `kernels.matrix.QuantizedMatrix` has what each form means."""
+
+    precision: Precision
+    """INT8, INT4 or FP8."""
+    group: int | None = None
+    """INT4: columns that share a scale and a minimum."""
+    in_blocks: bool = False
+    """FP8 with a scale for each 128 by 128 block in place of one for each row."""
+
+    @classmethod
+    def on_load(cls, precision: Precision) -> Form | None:
+        """What the weights of a 16-bit checkpoint are rounded to while they are read; None: not at all."""
+        if precision.computes:
+            return None
+        return cls(precision, group=INT4_GROUP if precision is Precision.INT4 else None)
+
+    def check(self, name: str, outputs: int, inputs: int) -> None:
+        """Raise ModelUnsupported where a matrix of this size cannot be kept so."""
+        if self.precision is Precision.INT4 and inputs % INT4_BLOCK:
+            raise ModelUnsupported(
+                f"{name} is {outputs} x {inputs}: INT4 wants a multiple of "
+                f"{INT4_BLOCK} columns; INT8 takes any number"
+            )
+
+    def make(
+        self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device | str
+    ) -> QuantizedMatrix:
+        """Memory for a matrix that computes in `dtype`."""
+        assert not self.precision.computes
+        width = inputs // 2 if self.precision is Precision.INT4 else inputs
+        scales, scale_type = self._scales(outputs, inputs, dtype)
+        minimums = torch.empty(scales, dtype=dtype, device=device) if self.group else None
+        return QuantizedMatrix(
+            precision=self.precision,
+            numbers=torch.empty(outputs, width, dtype=NUMBERS[self.precision], device=device),
+            scales=torch.empty(scales, dtype=scale_type, device=device),
+            minimums=minimums,
+            group=self.group,
+            dtype=dtype,
+        )
+
+    def _scales(self, outputs: int, inputs: int, dtype: torch.dtype) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and type of the scales."""
+        if self.in_blocks:
+            return (-(-outputs // FP8_BLOCK), -(-inputs // FP8_BLOCK)), torch.float32
+        if self.group is not None:
+            return (outputs, -(-inputs // self.group)), dtype
+        return (outputs,), torch.float32 if self.precision is Precision.FP8 else dtype
+
+
+def rows_of(matrix: QuantizedMatrix, first: int, last: int) -> QuantizedMatrix:
+    """Rows first (inclusive) to last (exclusive): a view. Of a block-scaled matrix whole blocks, but that the
+    last may be cut short by the matrix's own end."""
+    across = FP8_BLOCK if matrix.block_scaled else 1
+    assert first % across == 0, f"row {first} lies inside a block of scales"
+    return replace(
+        matrix,
+        numbers=matrix.numbers[first:last],
+        scales=matrix.scales[first // across : -(-last // across)],
+        minimums=None if matrix.minimums is None else matrix.minimums[first:last],
+    )
+
+
+def copy_matrix(source: QuantizedMatrix, target: QuantizedMatrix) -> None:
+    """Fill `target`, of the same form, on any device."""
+    target.numbers.copy_(source.numbers)
+    target.scales.copy_(source.scales)
+    if target.minimums is not None:
+        assert source.minimums is not None
+        target.minimums.copy_(source.minimums)
