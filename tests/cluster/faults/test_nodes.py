@@ -70,11 +70,15 @@ def test_a_node_that_comes_back_finds_its_pod_where_it_was(scene: Scene) -> None
     before = scene.models.pod_uids()
     [node] = nodes_of(scene)
     with silent(scene, [node], lost=False):
-        scene.wait(lambda: not _is_ready(scene, node), "the node is not ready")
+        told = scene.told("small", "Degraded", "True", "NodeNotReady")["message"]
+        assert node in told
+        assert "the annotation plimsoll.dev/fake-not-ready is set" in told
+        assert "Kubernetes removes the pod at" in told
         seen = scene.operator.metric(ROUNDS)
         scene.wait(lambda: scene.operator.metric(ROUNDS) >= seen + 2, "the operator has planned twice since")
         assert scene.models.pod_uids() == before
     scene.ready()
+    scene.told("small", "Degraded", "False")
     assert scene.models.pod_uids() == before
 
 

@@ -235,6 +235,12 @@ class World:
         """Now, as Kubernetes writes it."""
         return stamp(self.now)
 
+    def silence(self, name: str) -> None:
+        """The kubelet of a node is not heard of any more."""
+        [ready] = self.nodes[name]["status"]["conditions"]
+        ready |= {"status": "Unknown", "lastTransitionTime": stamp(self.now)}
+        ready["message"] = "Kubelet stopped posting node status."
+
     def pass_time(self, **amount: int) -> None:
         self.now += timedelta(**amount)
 

@@ -12,7 +12,7 @@ end up contradicting each other, and nobody can say which is the newest.
     plan       every replica has a place        Planning, InsufficientMemory, …    Planned
     wanted     pods are wanted                  PlanOnly, ScaledToZero
     nodes      every pod is on its node         Scheduling, Unschedulable, …       Scheduled
-    workers    all of this revision answer      Starting, Updating, OOMKilled, …   (Available: any revision)
+    workers    all of this revision answer      OOMKilled, NodeNotReady, …       (Available: any revision)
     verified   no report contradicts the plan   EffectiveConfigMismatch, …         Verified
 
 Pure: time and the previous conditions are passed in.
@@ -120,6 +120,8 @@ class Observation:
     failures: tuple[Failure, ...] = ()
     given_up: tuple[Failure, ...] = ()
     """Of replicas whose restarts are used up."""
+    away: tuple[Failure, ...] = ()
+    """Pods on nodes that are not ready; they may still be counted as answering."""
     rollout: Finding | None = None
     """How replicas are being replaced, and why so; None while none are."""
     held: str = ""
@@ -229,6 +231,8 @@ def _workers(seen: Observation) -> Finding:
     if seen.updated_ready < seen.desired:
         if seen.failures or seen.given_up:
             return _failing(seen)
+        if seen.away:
+            return _told(seen.away)
         if seen.existing > seen.updated:
             return fails(
                 "Updating", f"{seen.updated_ready} of {seen.desired} replicas answer with the new revision"
@@ -244,7 +248,11 @@ def _workers(seen: Observation) -> Finding:
 
 
 def _failing(seen: Observation) -> Finding:
-    worst, *others = (*seen.given_up, *seen.failures)
+    return _told((*seen.given_up, *seen.failures))
+
+
+def _told(failures: tuple[Failure, ...]) -> Finding:
+    worst, *others = failures
     more = f" (and {len(others)} more)" if others else ""
     return fails(worst.reason, f"pod {worst.pod}: {worst.message}{more}")
 
@@ -312,6 +320,9 @@ def _degraded(seen: Observation) -> Finding:
     if off is None and (seen.failures or seen.given_up) and seen.ready < seen.desired:
         failing = _failing(seen)
         return holds(failing.reason, failing.message)
+    if off is None and seen.away:
+        away = _told(seen.away)
+        return holds(away.reason, away.message)
     if off is None and seen.late and obstacle and _on_the_way(obstacle):
         return holds("ProgressDeadlineExceeded", f"{seen.late}: {obstacle.message}")
     if obstacle and obstacle.holds is None and not seen.existing:

@@ -11,6 +11,7 @@ from plimsoll.api.v1alpha1 import Exclusion, ReplicaStatus
 from plimsoll.cluster.failures import failing
 from plimsoll.cluster.observed import CreatePod, DeletePod, Observed, OpenGate, Place
 from plimsoll.cluster.own_pods import OwnPod
+from plimsoll.cluster.silence import unreachable
 from plimsoll.cluster.targets import Target, plans_in_force
 
 
@@ -31,6 +32,8 @@ class Replicas:
     unschedulable: str = ""
     failures: tuple[Failure, ...] = ()
     given_up: tuple[Failure, ...] = ()
+    away: tuple[Failure, ...] = ()
+    """Pods on nodes that are not ready."""
     exclusions: tuple[Exclusion, ...] = ()
     """New ones."""
     attempts: Mapping[Place, int] = field(default_factory=dict)
@@ -56,7 +59,12 @@ def counted(found: Replicas, observed: Observed, target: Target) -> Replicas:
     for pod in observed.worker_pods:
         place = (pod.revision, pod.replica, pod.stage)
         attempts[place] = max(pod.attempt, attempts.get(place, 0))
-    failures = [told for pod in observed.worker_pods if not pod.terminating and (told := failing(pod))]
+    away = {pod.uid: told for pod in living if (told := unreachable(pod, observed))}
+    failures = [
+        told
+        for pod in observed.worker_pods
+        if not pod.terminating and pod.uid not in away and (told := failing(pod))
+    ]
     return replace(
         found,
         existing=len(by_replica),
@@ -68,6 +76,7 @@ def counted(found: Replicas, observed: Observed, target: Target) -> Replicas:
             (f"pod {pod.name}: {pod.unschedulable}" for pod in living if pod.unschedulable), ""
         ),
         failures=tuple(failures),
+        away=tuple(away.values()),
         given_up=tuple(_last_words(status) for status in found.statuses if status.given_up),
         attempts=attempts,
     )

@@ -117,6 +117,11 @@ class Observer:
             reports={pod.uid: self._reports[pod.uid] for pod in pods if pod.uid in self._reports},
             promised=frozenset(self._promised_names.get(resource.uid, ())),
             ready_nodes=self._ready_nodes,
+            unready_nodes={
+                pod.node: node
+                for pod in pods
+                if (node := self._view.node_by_name.get(pod.node)) and not node.ready
+            },
             memory=memory,
         )
 

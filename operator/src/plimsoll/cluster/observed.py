@@ -17,7 +17,7 @@ from plimsoll.api.v1alpha1 import Exclusion, LLMDeploymentStatus, ReplicaStatus
 from plimsoll.cluster.course import Course
 from plimsoll.cluster.own_pods import OwnPod, at
 from plimsoll.cluster.resource import Resource
-from plimsoll.inventory.views import VolumeView
+from plimsoll.inventory.views import NodeView, VolumeView
 from plimsoll.model.facts import ModelFacts
 from plimsoll_worker.launch import Report
 
@@ -110,6 +110,8 @@ class Observed:
     promised: frozenset[str]
     """Names of pods created a moment ago that no informer shows yet."""
     ready_nodes: frozenset[str]
+    unready_nodes: Mapping[str, NodeView]
+    """Of those that its pods are bound to, by name."""
     memory: Memory
     course: Course | None = None
     """What was decided; None when the spec does not parse."""

@@ -8,7 +8,7 @@ Times stay RFC 3339 text until they are compared; `at` parses them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -29,6 +29,9 @@ IMAGE_REASONS = {
 """Why a container waits: its image."""
 CONTAINER_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 """Why a container waits: it cannot be made, for want of a Secret, say."""
+
+LOST_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+"""Kubernetes puts one of them, with NoExecute, on a node that is not ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ class OwnPod:
     """The scheduler does not look at it yet."""
     disrupted: bool = False
     """Kubernetes ended it for a reason that is not its own: evicted, preempted, its node drained."""
+    patience_seconds: int | None = None
+    """How long Kubernetes leaves it on a node that is not ready; None: without end."""
     relabelled: bool = False
     """Somebody changed labels that Services and budgets select it by; `labels` has them as they were."""
 
@@ -180,6 +185,7 @@ def own_pod(obj: Object, owner: Object, pinned_node: str) -> OwnPod:
         ready_since=_since(ready),
         gated=bool(spec.get("schedulingGates")),
         disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
+        patience_seconds=_patience(spec.get("tolerations") or ()),
         relabelled=not wanted.items() <= found.items(),
     )
 
@@ -202,6 +208,20 @@ def _labels(name: str, owner: Object) -> dict[str, str]:
 def _since(condition: Object) -> str:
     """Since when a condition is True; empty while it is not."""
     return str(condition.get("lastTransitionTime") or "") if condition.get("status") == "True" else ""
+
+
+def _patience(tolerations: Iterable[Object]) -> int | None:
+    """As the taint manager counts: the shortest of the tolerations that speak of one of the two taints."""
+    told = [
+        tuple(one.get("tolerationSeconds") for one in tolerations if _tolerates(one, taint))
+        for taint in LOST_TAINTS
+    ]
+    shortest = [min((s for s in some if s is not None), default=None) if some else 0 for some in told]
+    return min((seconds for seconds in shortest if seconds is not None), default=None)
+
+
+def _tolerates(toleration: Object, taint: str) -> bool:
+    return toleration.get("key") in (None, "", taint) and toleration.get("effect") in (None, "", "NoExecute")
 
 
 def _container(status: Object) -> Container:

@@ -61,6 +61,7 @@ def compose_status(
         refused=observed.memory.refusal.message if observed.memory.refusal else "",
         failures=replicas.failures,
         given_up=replicas.given_up,
+        away=replicas.away,
         rollout=_rollout(observed),
         held=_held(observed, inspection),
         late=lateness(observed, inspection, progressed),

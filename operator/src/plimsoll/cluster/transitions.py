@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from plimsoll.api.v1alpha1 import Condition, LLMDeploymentStatus, ReplicaStatus
 from plimsoll.cluster.course import Manner
 from plimsoll.cluster.observed import CreatePod, EmitEvent
+from plimsoll.cluster.silence import NODE_NOT_READY
 
 TOLD_MANNERS = {Manner.SURGE.value, Manner.RECREATE.value, "ProgressDeadlineExceeded"}
 
@@ -90,6 +91,9 @@ def _readiness(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> Itera
     was, now = _find(before, "Ready"), _find(after, "Ready")
     if now and now.status == "True" and _flipped(was, now):
         yield EmitEvent("Ready", now.message)
+    was, now = _find(before, "Degraded"), _find(after, "Degraded")
+    if now and now.reason == NODE_NOT_READY and _flipped(was, now):
+        yield EmitEvent(now.reason, now.message, warning=True)
     was, now = _find(before, "Verified"), _find(after, "Verified")
     if now and now.status == "False" and _flipped(was, now):
         yield EmitEvent(now.reason, now.message, warning=True)

@@ -36,6 +36,8 @@ def node_view(obj: Object) -> NodeView:
     """The view of a Node. Never raises on odd content."""
     meta, spec, status = part(obj, "metadata"), part(obj, "spec"), part(obj, "status")
     problems: list[str] = []
+    ready = _ready_condition(status)
+    is_ready = ready.get("status") == "True" and not meta.get("deletionTimestamp")
     view = NodeView(
         name=str(meta.get("name", "")),
         labels={str(key): str(value) for key, value in part(meta, "labels").items()},
@@ -46,7 +48,7 @@ def node_view(obj: Object) -> NodeView:
             )
         ),
         unschedulable=bool(spec.get("unschedulable")),
-        ready=_is_ready(status) and not meta.get("deletionTimestamp"),
+        ready=is_ready,
         allocatable=_allocatable(part(status, "allocatable"), problems),
         annotations={
             str(key): str(value)
@@ -54,6 +56,8 @@ def node_view(obj: Object) -> NodeView:
             if str(key).startswith(VENDOR_ANNOTATIONS)
         },
         problems=tuple(problems),
+        unready_since="" if is_ready else str(ready.get("lastTransitionTime") or ""),
+        unready_why="" if is_ready else str(ready.get("message") or ready.get("reason") or ""),
     )
     return replace(view, gpus=shared(gpu_classes(view)))
 
@@ -65,11 +69,8 @@ def shared(value: H) -> H:
     return value
 
 
-def _is_ready(status: Object) -> bool:
-    return any(
-        condition.get("type") == "Ready" and condition.get("status") == "True"
-        for condition in parts(status, "conditions")
-    )
+def _ready_condition(status: Object) -> Object:
+    return next((one for one in parts(status, "conditions") if one.get("type") == "Ready"), {})
 
 
 def _allocatable(given: Object, problems: list[str]) -> Resources:

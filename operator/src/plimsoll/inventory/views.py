@@ -49,6 +49,10 @@ class NodeView:
     gpus: tuple[GPUClass, ...] = ()
     """Its kinds of GPU, usable or not. They are read from the labels when the node changes, not for every
     plan."""
+    unready_since: str = ""
+    """RFC 3339; empty while it is ready."""
+    unready_why: str = ""
+    """In the words of its kubelet, or of the controller that misses it."""
 
 
 @dataclass(frozen=True, slots=True)
