@@ -86,7 +86,7 @@ def test_what_lies_on_the_device_is_looked_at(tmp_path: Path) -> None:
         check_effective(
             launch.model_copy(update={"device": Device.GPU}), model, pool(model.config, torch.float32)
         )
-    model.layers[1].mlp.down_proj.half()
+    model.layers["1"].mlp.down_proj.half()
     with pytest.raises(EffectiveConfigMismatch, match=r"element type of layers\.1\.mlp\.down_proj\.weight"):
         check_effective(launch, model, pool(model.config, torch.float32))
 

@@ -67,7 +67,7 @@ def warm_up(launch: Launch, model: Decoder, memory: DeviceMemory) -> tuple[Model
 
     Raises MemoryEstimateExceeded.
     """
-    per_token = model.config.kv_bytes_per_token(launch.kv_cache)
+    per_token = model.share.kv_bytes_per_token(launch.kv_cache)
     block_bytes = per_token * launch.kv_block_size
     fewest, planned = kv_blocks(launch, per_token)
     memory.release()
@@ -123,7 +123,7 @@ def _timed(part: str) -> Iterator[None]:
 
 def _runner(launch: Launch, model: Decoder, blocks: int) -> ModelRunner:
     cache = KVCache(
-        model.config,
+        model.share,
         blocks=blocks,
         block_size=launch.kv_block_size,
         dtype=DTYPES[launch.kv_cache],

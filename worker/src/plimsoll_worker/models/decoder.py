@@ -7,6 +7,8 @@ the prefix `model.`, but that q, k, v and gate, up are one matrix each (`loading
 
 from __future__ import annotations
 
+from itertools import islice
+
 import torch
 from torch import nn
 
@@ -20,6 +22,7 @@ from plimsoll_worker.layers.linear import Embedding, Linear
 from plimsoll_worker.layers.mlp import MLP
 from plimsoll_worker.layers.rmsnorm import RMSNorm
 from plimsoll_worker.layers.rotary import Rotary
+from plimsoll_worker.parallel.position import Position
 
 
 class DecoderLayer(nn.Module):
@@ -55,24 +58,35 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids to hidden states to logits."""
+    """Token ids to hidden states to logits, or what one process of a replica does of that."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, position: Position | None = None) -> None:
+        """`position` None: all of it."""
         super().__init__()
         self.config = config
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.layer_count))
-        self.norm = _norm(config)
-        # A tied head is the embedding itself, kept once.
-        self.lm_head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.position = position = position or Position.whole(config)
+        self.share = share = position.share(config)
+        """What this process has of the model."""
+        vocabulary, hidden = position.vocabulary_rows(config), config.hidden_size
+        if position.is_first or (position.is_last and config.tied):
+            self.embed_tokens = Embedding(vocabulary, hidden)
+        # By their numbers in the whole model, as checkpoints name them.
+        self.layers = nn.ModuleDict(
+            {str(position.first + layer): DecoderLayer(share, layer) for layer in range(share.layer_count)}
+        )
+        self.lm_head: Linear | None = None
+        if position.is_last:
+            self.norm = _norm(config)
+            if not config.tied:  # else it is the embedding itself, kept once
+                self.lm_head = Linear(hidden, vocabulary, bias=False, sensitive=True)
         self._rotaries: list[Rotary] = []
-        self._rope_of_layer = [config.ropes.index(layer.rope) for layer in config.layers]
+        self._rope_of_layer = [share.ropes.index(layer.rope) for layer in share.layers]
         self._embedding_scale = 1.0
 
     def make_ready(self, context: int) -> None:
         """Compute what follows from the configuration; call once, when the weights are in place. `context`:
         the longest sequence that will be served, tokens."""
-        self._rotaries = [Rotary(rope, context, self.device) for rope in self.config.ropes]
+        self._rotaries = [Rotary(rope, context, self.device) for rope in self.share.ropes]
         self._embedding_scale = torch.tensor(self.config.embedding_scale, dtype=self.dtype).item()
 
     @property
@@ -81,29 +95,39 @@ class Decoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embed_tokens.weight.dtype
+        return self._any_norm.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.embed_tokens.weight.device
+        return self._any_norm.weight.device
+
+    @property
+    def _any_norm(self) -> RMSNorm:
+        """Every stage has a layer, and norms are in the type of the computation."""
+        layer = next(iter(self.layers.values()))
+        assert isinstance(layer, DecoderLayer)
+        return layer.input_layernorm
 
     def forward(
-        self, token_ids: torch.Tensor, batch: AttentionBatch, cache: KVCache, *, layers: int | None = None
+        self, inputs: torch.Tensor, batch: AttentionBatch, cache: KVCache, *, layers: int | None = None
     ) -> torch.Tensor:
-        """Token ids (tokens) → hidden states (tokens, hidden), for `logits`. Reads nothing back from the
-        device. `layers`: only so many, to measure what one takes."""
-        x: torch.Tensor = self.embed_tokens(token_ids)
-        if self._embedding_scale != 1.0:
-            x = x * self._embedding_scale
+        """Token ids (tokens) on the first stage, hidden states (tokens, hidden) of the stage before on the
+        others → hidden states (tokens, hidden), for the next stage or for `logits`. Reads nothing back from
+        the device. `layers`: only so many, to measure what one takes."""
+        x = self._embed(inputs) if self.position.is_first else inputs
         cos_sin = [rotary.cos_sin(batch.positions) for rotary in self._rotaries]
-        for layer, rope in zip(self.layers[:layers], self._rope_of_layer, strict=False):
+        for layer, rope in islice(zip(self.layers.values(), self._rope_of_layer, strict=True), layers):
             x = layer(x, cos_sin[rope], batch, cache)
         return x
 
+    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = self.embed_tokens(token_ids)
+        return x if self._embedding_scale == 1.0 else x * self._embedding_scale
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states (rows, hidden) → logits (rows, vocabulary); in FP32 where they are soft-capped, else
-        in the model's type."""
-        head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        """On the last stage: hidden states (rows, hidden) → logits (rows, vocabulary); in FP32 where they are
+        soft-capped, else in the model's type."""
+        head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.matrix
         found = ops.norm_linear(hidden, self.norm.weight, self.norm.eps, head, offset=self.norm.offset)
         if self.config.logits_scale != 1.0:
             found = found * self.config.logits_scale
