@@ -15,7 +15,7 @@ from plimsoll.sizing import kv_cache as kv
 from plimsoll.sizing.footprint import Configuration, footprint
 from plimsoll.sizing.parallel import ParallelRefused
 from plimsoll.sizing.quantized import layer_parts, matrices
-from plimsoll.sizing.schemes import FP8, INT4, INT8, SCHEMES, CacheScheme, QuantizationScheme, Quantized
+from plimsoll.sizing.schemes import FP8, INT4, INT8, SCHEMES, QuantizationScheme, Quantized
 from plimsoll.sizing.weights import loaded_bytes
 from plimsoll_worker.launch import Precision, WeightsScheme
 
@@ -140,10 +140,10 @@ def test_a_rank_holds_at_least_its_share_and_no_more_than_all(
 
 def test_an_fp8_cache_halves_keys_and_values_and_leaves_states() -> None:
     facts = facts_of(LLAMA_8B)
-    assert kv.bytes_per_token(facts, CacheScheme.FP8) == 65_536
-    halved = footprint(facts, replace(on_gpu(), cache_scheme=CacheScheme.FP8), workload()).worst
+    assert kv.bytes_per_token(facts, Precision.FP8) == 65_536
+    halved = footprint(facts, replace(on_gpu(), kv_cache=Precision.FP8), workload()).worst
     assert halved.bytes.kv_cache == 65_536 * 8192 * 8
     hybrid = PUBLISHED["Qwen/Qwen3-Next-80B-A3B-Instruct"]
-    assert kv.bounded_bytes_per_sequence(hybrid, CacheScheme.FP8) == kv.bounded_bytes_per_sequence(
+    assert kv.bounded_bytes_per_sequence(hybrid, Precision.FP8) == kv.bounded_bytes_per_sequence(
         hybrid, Precision.BF16
     )

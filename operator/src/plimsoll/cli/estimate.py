@@ -16,7 +16,7 @@ from plimsoll.model.read import read_facts
 from plimsoll.sizing import kv_cache as kv
 from plimsoll.sizing.footprint import Configuration, Footprint, Workload, footprint
 from plimsoll.sizing.runtime import MIB, line
-from plimsoll.sizing.schemes import FP8, INT4, INT8, CacheScheme
+from plimsoll.sizing.schemes import FP8, INT4, INT8
 from plimsoll.sizing.weights import loaded_bytes, native_precision
 from plimsoll.sources import open_source
 from plimsoll_worker.launch import CAPABILITIES, ENGINE_VERSION, Device, Precision
@@ -106,16 +106,14 @@ def configured(
         precision = native if native.bytes == 2 else Precision.BF16
     else:
         precision = native if weights is Weights.NATIVE else Precision(weights.value)
-    as_computed = kv_cache in (Cache.NATIVE, Cache.FP8)
     return Configuration(
         device=Device.GPU,
         weights=precision,
-        kv_cache=precision if as_computed else Precision(kv_cache.value),
+        kv_cache=precision if kv_cache is Cache.NATIVE else Precision(kv_cache.value),
         tensor_parallel=tensor,
         pipeline_parallel=pipeline,
         stored=weights is Weights.NATIVE and bool(facts.quantization),
         scheme=scheme,
-        cache_scheme=CacheScheme.FP8 if kv_cache is Cache.FP8 else None,
     )
 
 
@@ -141,8 +139,8 @@ def document(facts: ModelFacts, sized: Footprint, notes: list[str]) -> dict[str,
             "parameters": facts.parameters,
             "checkpointBytes": facts.checkpoint_bytes,
             "loadedBytes": loaded_bytes(facts, configuration.kept),
-            "kvBytesPerToken": kv.bytes_per_token(facts, configuration.cached),
-            "kvBytesPerSequence": kv.bounded_bytes_per_sequence(facts, configuration.cached),
+            "kvBytesPerToken": kv.bytes_per_token(facts, configuration.kv_cache),
+            "kvBytesPerSequence": kv.bounded_bytes_per_sequence(facts, configuration.kv_cache),
             "maxPosition": facts.max_position,
         },
         "perGPU": [
@@ -206,7 +204,7 @@ def not_run_yet(sized: Footprint) -> list[str]:
             configuration.scheme.name if configuration.scheme else configuration.weights.value,
             computes,
         ),
-        ("a KV cache", configuration.cached.value, caches),
+        ("a KV cache", configuration.kv_cache.value, caches),
     ):
         known = ", ".join(runs)
         if name not in runs:

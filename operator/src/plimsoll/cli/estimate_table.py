@@ -37,7 +37,7 @@ def print_table(
         weights = f"{configuration.scheme.name}, the rest {configuration.weights}"
     console.print(
         f"{facts.architecture}, {facts.parameters:,} parameters, {gib(facts.checkpoint_bytes)} in the files;"
-        f" weights {weights}, KV cache {configuration.cached},"
+        f" weights {weights}, KV cache {configuration.kv_cache},"
         f" TP{configuration.tensor_parallel}xPP{configuration.pipeline_parallel}"
     )
     console.print(

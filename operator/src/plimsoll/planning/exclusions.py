@@ -38,6 +38,6 @@ def _line(config: Configuration, product: str, context: int, pool: int, batched:
     weights = config.scheme.name if config.scheme else "stored" if config.stored else config.weights
     cut = f"TP{config.tensor_parallel}xPP{config.pipeline_parallel}"
     return (
-        f"{weights} {cut} on {product or config.device} with {config.cached} KV cache: "
+        f"{weights} {cut} on {product or config.device} with {config.kv_cache} KV cache: "
         f"{context} tokens a sequence, {pool} in all, {batched} a pass"
     )

@@ -17,7 +17,7 @@ from plimsoll.api.v1alpha1 import (
 )
 from plimsoll.model.facts import ModelFacts
 from plimsoll.sizing.configuration import Configuration
-from plimsoll.sizing.schemes import SCHEMES, CacheScheme
+from plimsoll.sizing.schemes import SCHEMES
 from plimsoll.sizing.weights import native_precision
 from plimsoll_worker.launch import Device, Precision
 
@@ -51,12 +51,11 @@ class Formats:
         return Configuration(
             device=device,
             weights=self.compute,
-            kv_cache=self.compute,
+            kv_cache=self.kv_cache,
             tensor_parallel=tensor,
             pipeline_parallel=pipeline,
             stored=bool(self.checkpoint),
             scheme=SCHEMES.get(self.weights),
-            cache_scheme=CacheScheme.FP8 if self.kv_cache is Precision.FP8 else None,
         )
 
 

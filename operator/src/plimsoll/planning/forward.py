@@ -108,7 +108,7 @@ class ForwardPass:
 
 
 def _cache(facts: ModelFacts, layer: LayerClass, configuration: Configuration) -> _Cache:
-    tensor, cached = configuration.tensor_parallel, configuration.cached
+    tensor, cached = configuration.tensor_parallel, configuration.kv_cache
     per_token = kv.layer_bytes_per_token(layer, cached, tensor) + layer.index_bytes
     # Latent attention reads its values out of the cached keys.
     widths = layer.key_dim + (layer.value_dim or layer.key_dim)

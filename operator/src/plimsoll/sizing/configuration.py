@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from plimsoll.sizing.kv_cache import BLOCK_TOKENS
-from plimsoll.sizing.schemes import CachePrecision, CacheScheme, QuantizationScheme, Quantized
+from plimsoll.sizing.schemes import QuantizationScheme, Quantized
 from plimsoll_worker.launch import Device, MemoryCategory, Precision
 
 
@@ -30,6 +30,7 @@ class Configuration:
     device: Device
     weights: Precision
     kv_cache: Precision
+    """What keys and values are kept in."""
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     stored: bool = False
@@ -38,8 +39,6 @@ class Configuration:
     scheme: QuantizationScheme | None = None
     """What matrices are quantized to while they are loaded; `weights` is then the precision of everything
     else."""
-    cache_scheme: CacheScheme | None = None
-    """What keys and values are quantized to; None: `kv_cache`."""
     kv_block_tokens: int = BLOCK_TOKENS
     bounded_windows: bool = False
     """Whether the engine drops keys and values that have left a sliding window. Engine 0.2.0 masks and keeps
@@ -51,11 +50,6 @@ class Configuration:
         if self.scheme is not None:
             return Quantized(self.scheme, self.weights)
         return None if self.stored else self.weights
-
-    @property
-    def cached(self) -> CachePrecision:
-        """What keys and values are kept in."""
-        return self.cache_scheme or self.kv_cache
 
 
 @dataclass(frozen=True)

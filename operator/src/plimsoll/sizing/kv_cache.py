@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from plimsoll.model.facts import LayerClass, ModelFacts, State
 from plimsoll.sizing.parallel import kv_heads_per_rank
-from plimsoll.sizing.schemes import CachePrecision
+from plimsoll_worker.launch import Precision
 
 BLOCK_TOKENS = 16
 """Tokens in a KV block unless the launch says otherwise."""
@@ -20,13 +20,13 @@ BLOCK_TOKENS = 16
 _STATE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
-def layer_bytes_per_token(layer: LayerClass, precision: CachePrecision, tensor: int = 1) -> int:
+def layer_bytes_per_token(layer: LayerClass, precision: Precision, tensor: int = 1) -> int:
     """K and V of one token in one layer on one rank, bytes; without an indexer's keys (`index_bytes`), whose
     width no precision changes."""
     return kv_heads_per_rank(layer, tensor) * (layer.key_dim + layer.value_dim) * precision.bytes
 
 
-def bytes_per_token(facts: ModelFacts, precision: CachePrecision) -> int:
+def bytes_per_token(facts: ModelFacts, precision: Precision) -> int:
     """What one more token of context costs over all layers, unsharded; layers with a window are bounded
     instead."""
     return sum(
@@ -36,7 +36,7 @@ def bytes_per_token(facts: ModelFacts, precision: CachePrecision) -> int:
     )
 
 
-def bounded_bytes_per_sequence(facts: ModelFacts, precision: CachePrecision) -> int:
+def bounded_bytes_per_sequence(facts: ModelFacts, precision: Precision) -> int:
     """What is bounded per sequence, unsharded: sliding windows at full width and recurrent state."""
     windows = sum(
         layer.count * layer.window * layer_bytes_per_token(layer, precision)
@@ -46,13 +46,13 @@ def bounded_bytes_per_sequence(facts: ModelFacts, precision: CachePrecision) -> 
     return windows + sum(layer.count * state_bytes(layer, precision) for layer in facts.layers)
 
 
-def state_bytes(layer: LayerClass, precision: CachePrecision, tensor: int = 1) -> int:
+def state_bytes(layer: LayerClass, precision: Precision, tensor: int = 1) -> int:
     """Recurrent state of one sequence in one layer on one rank, bytes. `precision` is that of the states
     whose type the model leaves open."""
     return sum(-(-state.elements // tensor) * state_width(state, precision) for state in layer.states)
 
 
-def state_width(state: State, precision: CachePrecision) -> int:
+def state_width(state: State, precision: Precision) -> int:
     """Bytes of one element of a state; an FP8 cache leaves states in 16 bit."""
     return _STATE_BYTES.get(state.dtype, max(2, precision.bytes))
 

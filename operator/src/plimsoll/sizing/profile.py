@@ -48,7 +48,7 @@ class StageProfile:
         return (
             mine.device is configuration.device
             and mine.kept == configuration.kept
-            and mine.cached == configuration.cached
+            and mine.kv_cache == configuration.kv_cache
             and mine.pipeline_parallel == configuration.pipeline_parallel
         )
 

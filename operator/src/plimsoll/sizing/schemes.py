@@ -1,4 +1,4 @@
-"""What weights and cache are kept in when the engine quantizes a 16-bit checkpoint while loading it.
+"""What weights are kept in when the engine quantizes a 16-bit checkpoint while loading it.
 
 The launch contract names the element types and how scales are kept (`WeightsScheme.quantized`); here stand
 the bytes that follow.
@@ -7,7 +7,6 @@ the bytes that follow.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from plimsoll_worker.launch import INT4_GROUP, Precision
 
@@ -48,18 +47,3 @@ class Quantized:
 
     scheme: QuantizationScheme
     rest: Precision
-
-
-class CacheScheme(StrEnum):
-    """Element types of keys and values besides the precisions that the engine computes in."""
-
-    FP8 = "FP8"
-    """e4m3 with one scale a layer for keys and one for values, 8 bytes a layer, which are not counted."""
-
-    @property
-    def bytes(self) -> int:
-        return 1
-
-
-CachePrecision = Precision | CacheScheme
-"""What keys and values may be kept in."""

@@ -17,7 +17,7 @@ from plimsoll.sizing.configuration import Configuration, Term, Workload
 from plimsoll.sizing.parallel import kv_heads_per_rank
 from plimsoll.sizing.quantized import layer_parts
 from plimsoll.sizing.runtime import RuntimeConstants
-from plimsoll.sizing.schemes import CachePrecision, Quantized
+from plimsoll.sizing.schemes import Quantized
 from plimsoll_worker.launch import Device, MemoryCategory, Precision, graph_sizes
 
 
@@ -135,7 +135,7 @@ class RankTerms:
 
     def _layer_cache(self, layer: LayerClass) -> Iterator[tuple[str, int]]:
         """(formula with a place for the number of layers, bytes) of what one layer caches."""
-        tensor, precision = self.configuration.tensor_parallel, self.configuration.cached
+        tensor, precision = self.configuration.tensor_parallel, self.configuration.kv_cache
         if layer.kv_heads:
             tokens = self._pool_tokens(layer)
             held_in_full = "" if self.configuration.bounded_windows else ", kept in full"
@@ -227,7 +227,7 @@ def _held(size: int, precision: Precision | None) -> str:
     return f"{size} B as stored" if precision is None else f"{size // precision.bytes} × {precision.bytes} B"
 
 
-def _cached_token(layer: LayerClass, tensor: int, precision: CachePrecision) -> str:
+def _cached_token(layer: LayerClass, tensor: int, precision: Precision) -> str:
     if not layer.value_dim:
         told = f"{layer.key_dim} latent × {precision.bytes} B"
     else:
