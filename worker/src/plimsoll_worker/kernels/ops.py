@@ -9,7 +9,8 @@ A decoder layer is five calls, whatever the number of rows:
     x        = linear_add(active, down_weight, x)
 
 With few rows each is one kernel that reads its weights once at the memory's speed; with many, norm and
-activation are kernels of their own around cuBLAS. The parts (rms_norm, linear, rope_store, attention, …) are
+activation are kernels of their own around cuBLAS. Weights of fewer bits have their own kernels
+(`quantized`). The parts (rms_norm, linear, rope_store, attention, …) are
 here too, for decoders whose layers have another shape (a norm behind the output projection).
 
 Triton is imported inside the calls: the CPU wheels of PyTorch come without it.
@@ -17,11 +18,14 @@ Triton is imported inside the calls: the CPU wheels of PyTorch come without it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from plimsoll_worker.kernels import reference
 from plimsoll_worker.kernels.batch import AttentionBatch
+from plimsoll_worker.kernels.matrix import Matrix, QuantizedMatrix
 from plimsoll_worker.kernels.reference import Activation
 
 FEW_ROWS = 16
@@ -37,6 +41,21 @@ def few_rows(x: Tensor) -> bool:
     """Whether the fused kernels take x (rows, width). On CPUs nothing is fused; nor is FP16, where a row that
     is multiplied before it is normed may pass the largest number."""
     return on_gpu(x) and x.dtype == torch.bfloat16 and x.shape[0] <= FEW_ROWS
+
+
+def _fused(x: Tensor, weight: Matrix) -> Callable[..., Tensor] | None:
+    """What does norm, product and all that follows in one call, if there is something."""
+    if not on_gpu(x):
+        return None
+    if isinstance(weight, QuantizedMatrix):
+        from plimsoll_worker.kernels.quantized import quantized_linear
+
+        return quantized_linear
+    if few_rows(x):
+        from plimsoll_worker.kernels.few_rows import fused_linear
+
+        return fused_linear
+    return None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> Tensor:
@@ -70,12 +89,10 @@ def gated_activation(gate_up: Tensor, kind: Activation) -> Tensor:
     return reference.gated_activation(gate_up, kind)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
     """x (rows, inputs) @ weight (outputs, inputs)ᵀ + bias → (rows, outputs)."""
-    if few_rows(x):
-        from plimsoll_worker.kernels.few_rows import fused_linear
-
-        return fused_linear(x, weight, bias)
+    if fused := _fused(x, weight):
+        return fused(x, weight, bias)
     return reference.linear(x, weight, bias)
 
 
@@ -83,16 +100,14 @@ def norm_linear(
     x: Tensor,
     norm_weight: Tensor,
     eps: float,
-    weight: Tensor,
+    weight: Matrix,
     bias: Tensor | None = None,
     *,
     offset: float = 0.0,
 ) -> Tensor:
     """linear(rms_norm(x)): (rows, inputs) → (rows, outputs)."""
-    if few_rows(x):
-        from plimsoll_worker.kernels.few_rows import fused_linear
-
-        return fused_linear(x, weight, bias, norm_weight=norm_weight, eps=eps, offset=offset)
+    if fused := _fused(x, weight):
+        return fused(x, weight, bias, norm_weight=norm_weight, eps=eps, offset=offset)
     return linear(rms_norm(x, norm_weight, eps, offset=offset), weight, bias)
 
 
@@ -100,30 +115,26 @@ def norm_gate_up(
     x: Tensor,
     norm_weight: Tensor,
     eps: float,
-    weight: Tensor,
+    weight: Matrix,
     kind: Activation,
     bias: Tensor | None = None,
     *,
     offset: float = 0.0,
 ) -> Tensor:
     """gated_activation(linear(rms_norm(x))): weight (2 * inter, inputs), gate first → (rows, inter)."""
-    if few_rows(x):
-        from plimsoll_worker.kernels.few_rows import fused_linear
-
-        return fused_linear(x, weight, bias, norm_weight=norm_weight, eps=eps, offset=offset, gated=kind)
+    if fused := _fused(x, weight):
+        return fused(x, weight, bias, norm_weight=norm_weight, eps=eps, offset=offset, gated=kind)
     return gated_activation(norm_linear(x, norm_weight, eps, weight, bias, offset=offset), kind)
 
 
 def linear_add(
-    x: Tensor, weight: Tensor, residual: Tensor, bias: Tensor | None = None, *, scale: float = 1.0
+    x: Tensor, weight: Matrix, residual: Tensor, bias: Tensor | None = None, *, scale: float = 1.0
 ) -> Tensor:
     """residual + scale * linear(x): (rows, inputs), (rows, outputs) → (rows, outputs). On a GPU the answer
     lies in the residual's own memory: do not use `residual` afterwards."""
-    if few_rows(x):
-        from plimsoll_worker.kernels.few_rows import fused_linear
-
-        return fused_linear(x, weight, bias, residual=residual, scale=scale)
-    if on_gpu(x) and bias is None:
+    if fused := _fused(x, weight):
+        return fused(x, weight, bias, residual=residual, scale=scale)
+    if on_gpu(x) and isinstance(weight, Tensor) and bias is None:
         # cuBLAS adds the residual while it writes: neither a kernel nor a buffer of its own.
         return residual.addmm_(x, weight.t(), alpha=scale)
     return residual + scale * linear(x, weight, bias)

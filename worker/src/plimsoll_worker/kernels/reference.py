@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from plimsoll_worker.kernels.batch import AttentionBatch
+from plimsoll_worker.kernels.matrix import Matrix, dequantized_rows
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -43,8 +44,13 @@ def gated_activation(gate_up: Tensor, kind: Activation) -> Tensor:
     return (active * up).to(gate_up.dtype)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return functional.linear(x, weight, bias)
+def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
+    if isinstance(weight, Tensor):
+        return functional.linear(x, weight, bias)
+    out = x.new_empty(*x.shape[:-1], weight.outputs)
+    for rows, part in dequantized_rows(weight, torch.promote_types(x.dtype, torch.float32)):
+        out[..., rows] = functional.linear(x, part.to(x.dtype), None if bias is None else bias[rows])
+    return out
 
 
 def rope_angles(positions: Tensor, inverse: Tensor, *, scale: float = 1.0) -> Tensor:
