@@ -32,7 +32,7 @@ def round_into(target: QuantizedMatrix, weights: Tensor) -> None:
 
 def round_int8(target: QuantizedMatrix, rows: Tensor) -> None:
     """Symmetric: the largest of a row becomes ±127."""
-    target.scales.copy_(_positive(rows.abs().amax(1) / INT8_MAX, target.scales.dtype))
+    target.scales.copy_(_divisor((rows.abs().amax(1) / INT8_MAX).to(target.scales.dtype)))
     numbers = rows / target.scales.float()[:, None]
     target.numbers.copy_(numbers.round_().clamp_(-INT8_MAX, INT8_MAX))
 
@@ -40,7 +40,7 @@ def round_int8(target: QuantizedMatrix, rows: Tensor) -> None:
 def round_fp8(target: QuantizedMatrix, rows: Tensor) -> None:
     """e4m3: the largest of a row becomes ±448."""
     assert not target.block_scaled, "block-scaled FP8 is read, never made"
-    target.scales.copy_(_positive(rows.abs().amax(1) / FP8_MAX, torch.float32))
+    target.scales.copy_(_divisor(rows.abs().amax(1) / FP8_MAX))
     numbers = rows / target.scales[:, None]
     target.numbers.copy_(numbers.clamp_(-FP8_MAX, FP8_MAX))
 
@@ -74,8 +74,8 @@ def _least_error(
     best: tuple[Tensor, Tensor, Tensor] | None = None
     least = torch.full_like(low, torch.inf)
     for shrink in shrinks:
-        scale = _positive(shrink * reach * (2 / INT4_MAX), kept).float()
-        minimum = (middle - scale * (INT4_MAX / 2)).to(kept).float()
+        step = (shrink * reach * (2 / INT4_MAX)).to(kept).float()
+        scale, minimum = _divisor(step), (middle - step * (INT4_MAX / 2)).to(kept).float()
         numbers = ((weights - minimum) / scale).round_().clamp_(0, INT4_MAX)
         error = (numbers * scale).add_(minimum).sub_(weights).square_().sum(-1, keepdim=True)
         found = numbers.to(torch.uint8), scale, minimum
@@ -93,10 +93,10 @@ def _least_error(
     return best
 
 
-def _positive(scales: Tensor, kept: torch.dtype) -> Tensor:
-    """As they are kept, and above 0: rows of zeros, or so small that the type has no number for their scale,
-    get its least one."""
-    return scales.to(kept).clamp_min(torch.finfo(kept).tiny)
+def _divisor(scale: Tensor) -> Tensor:
+    """FP32. A scale of 0 is that of rows of zeros, of groups of one value, or of numbers so small that the
+    type has none for their scale: 1 makes all of them number 0."""
+    return torch.where(scale == 0, 1.0, scale.float())
 
 
 _ROUNDED = {Precision.INT8: round_int8, Precision.FP8: round_fp8, Precision.INT4: round_int4}
