@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
+import re
 from typing import Any
 
 import pytest
@@ -65,6 +67,22 @@ def plan(device: Device = Device.GPU) -> PlanStatus:
 def worker(given: LLMDeploymentSpec, device: Device = Device.GPU, **changes: Any) -> dict[str, Any]:
     placement = PlanPlacement(replica=2, stage=0, node="g", gpus=1)
     return worker_pod(revision(given, **changes), plan(device), placement, 3, REQUESTS, DEFAULTS)
+
+
+def staged_worker(
+    given: LLMDeploymentSpec, stage: int, *, replica: int = 0, attempt: int = 0
+) -> dict[str, Any]:
+    """A pod of a replica of two stages with 3 and 1 layers."""
+    [memory] = plan().memory
+    staged = plan().model_copy(
+        update={
+            "pipeline_parallel": 2,
+            "stage_layers": [3, 1],
+            "memory": [memory.model_copy(update={"stage": number}) for number in range(2)],
+        }
+    )
+    placement = PlanPlacement(replica=replica, stage=stage, node="g", gpus=1)
+    return worker_pod(revision(given), staged, placement, attempt, REQUESTS, DEFAULTS)
 
 
 def environment(pod: dict[str, Any]) -> dict[str, Any]:
@@ -169,6 +187,48 @@ def test_the_launch_says_the_plan() -> None:
     assert (found.line, found.kv_cache_bytes, found.predicted.total) == (1000, 64, 170)
     assert found.served_name == "small"
     assert launch(worker(spec({"model": HUB["model"] | {"servedName": "chat"}}))).served_name == "chat"
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_stage_is_found_under_the_name_that_its_siblings_are_told(stage: int) -> None:
+    pod = staged_worker(spec(HUB), stage, replica=1, attempt=2)
+    told = launch(pod)
+    assert told.rendezvous is not None
+    mine = told.rendezvous.stages[stage]
+    domain = f"{headless_service(OWNER)['metadata']['name']}.models.svc"
+    assert mine.host == f"{pod['spec']['hostname']}.{domain}"
+    assert pod["spec"]["subdomain"] == headless_service(OWNER)["metadata"]["name"]
+    ports = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
+    assert ports["stages"] == mine.port
+    assert headless_service(OWNER)["spec"]["ports"][0]["targetPort"] == "stages"
+    assert (told.layers.first, told.layers.last) == ((0, 3), (3, 4))[stage]
+    other = launch(staged_worker(spec(HUB), 1 - stage, replica=1, attempt=2))
+    assert other.rendezvous == told.rendezvous
+
+
+def test_no_two_pods_of_a_deployment_have_the_same_hostname_and_none_is_too_long() -> None:
+    places = itertools.product((0, 63), range(2), (0, 2**31))
+    pods = [staged_worker(spec(HUB), stage, replica=r, attempt=a) for r, stage, a in places]
+    names = {pod["spec"]["hostname"] for pod in pods}
+    assert len(names) == len(pods)
+    assert all(len(name) <= 63 and re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name) for name in names)
+
+
+def test_a_worker_that_is_alone_meets_nobody() -> None:
+    pod = worker(spec(HUB))
+    assert launch(pod).rendezvous is None
+    assert not {"hostname", "subdomain", "schedulingGates"} & pod["spec"].keys()
+    assert [port["name"] for port in pod["spec"]["containers"][0]["ports"]] == ["http", "admin"]
+
+
+def test_stages_get_the_time_to_meet_on_top() -> None:
+    def seconds(pod: dict[str, Any]) -> int:
+        probe = pod["spec"]["containers"][0]["startupProbe"]
+        return int(probe["periodSeconds"] * probe["failureThreshold"])
+
+    met = launch(staged_worker(spec(HUB), 0)).rendezvous
+    assert met is not None
+    assert seconds(staged_worker(spec(HUB), 0)) == seconds(worker(spec(HUB))) + met.seconds
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.cluster.world import World, facts, gpu_node
 
 from plimsoll.cluster.observed import OpenGate
-from plimsoll_worker.launch import CAPABILITIES
+from plimsoll_worker.launch import CAPABILITIES, ExitCode, ExitReason
 
 TWO_STAGES: dict[str, Any] = {"parallelism": {"pipeline": 2}}
 
@@ -118,6 +118,62 @@ def test_a_stage_that_is_lost_takes_its_replica_with_it_and_only_it(
     assert (first["attempt"], second["attempt"]) == (1, 0)
     assert first["restarts"] == (1 if lost is _fails else 0)
     assert world.condition("small", "Ready")["status"] == "True"
+
+
+def _ends(world: World, stage: int, code: ExitCode, message: str) -> None:
+    pod = next(pod for name, pod in world.pods.items() if f"-s{stage}-" in name)
+    told = ExitReason(reason=code, message=message).to_json()
+    ended = {"terminated": {"exitCode": 1, "reason": "Error", "message": told, "finishedAt": world.stamp()}}
+    pod["status"] = {"phase": "Failed", "containerStatuses": [{"ready": False, "state": ended}]}
+
+
+@pytest.mark.parametrize("cause", [0, 1])
+def test_what_is_told_of_a_replica_is_the_cause_and_not_that_the_others_lost_it(
+    world: World, cause: int
+) -> None:
+    planned(world)
+    world.settle()
+    world.run_pods()
+    world.settle()
+    _ends(world, 1 - cause, ExitCode.PEER_LOST, f"stage {cause} is gone")
+    world.settle()
+    assert world.status("small")["replicaStatuses"][0]["attempt"] == 0, "the cause may still be told"
+    _ends(world, cause, ExitCode.ENGINE_FAILED, "the card fell off the bus")
+    world.settle()
+    [told] = world.status("small")["replicaStatuses"]
+    assert told["lastFailure"]["reason"] == "EngineFailed"
+    assert world.condition("small", "Degraded")["reason"] == "EngineFailed"
+    world.pass_time(seconds=10)
+    world.settle()
+    [told] = world.status("small")["replicaStatuses"]
+    assert (told["attempt"], told["restarts"]) == (1, 1)
+
+
+def test_a_stage_that_was_evicted_costs_no_restart_however_the_others_end(world: World) -> None:
+    planned(world)
+    world.settle()
+    world.run_pods()
+    world.settle()
+    _ends(world, 0, ExitCode.PEER_LOST, "stage 1 is gone")
+    _evicted(world, next(pod for name, pod in world.pods.items() if "-s1-" in name))
+    world.settle()
+    [told] = world.status("small")["replicaStatuses"]
+    assert (told["attempt"], told["restarts"]) == (1, 0)
+
+
+def test_stages_that_only_lost_each_other_are_made_anew_after_a_pause(world: World) -> None:
+    planned(world)
+    world.settle()
+    world.run_pods()
+    world.settle()
+    for stage in (0, 1):
+        _ends(world, stage, ExitCode.PEER_LOST, "nothing came for 8 s")
+    world.settle()
+    assert world.status("small")["replicaStatuses"][0]["attempt"] == 0
+    world.pass_time(seconds=10)
+    world.settle()
+    [told] = world.status("small")["replicaStatuses"]
+    assert (told["attempt"], told["restarts"]) == (1, 1)
 
 
 def test_a_terminating_stage_lets_its_siblings_go_and_its_successor_wait(world: World) -> None:

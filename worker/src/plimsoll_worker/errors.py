@@ -9,8 +9,10 @@ it gives.
     ├── FetchFailed               the hub could not be read
     ├── CudaOutOfMemory           the device refused an allocation
     ├── MemoryEstimateExceeded    the plan's bytes do not hold what the workload needs
+    ├── RendezvousFailed          the stages of the replica did not meet
+    ├── PeerLost                  another pod of the replica ended
     └── EngineFailed              anything that broke while serving
-`LaunchError` (of the launch contract) is the ninth reason: the launch itself is missing or malformed.
+`LaunchError` (of the launch contract) is one more reason: the launch itself is missing or malformed.
 """
 
 from __future__ import annotations
@@ -66,6 +68,18 @@ class MemoryEstimateExceeded(WorkerError):
     """The planned bytes hold less than the workload needs, or measured use passes the line."""
 
     code = ExitCode.MEMORY_ESTIMATE_EXCEEDED
+
+
+class RendezvousFailed(WorkerError):
+    """A stage did not come in time, cannot be reached, or runs another plan; the message says which."""
+
+    code = ExitCode.RENDEZVOUS_FAILED
+
+
+class PeerLost(WorkerError):
+    """Another pod of the replica ended, and this one cannot go on without it."""
+
+    code = ExitCode.PEER_LOST
 
 
 class EngineFailed(WorkerError):

@@ -1,10 +1,15 @@
-"""A plan as the launch of one worker: what the operator decided, in the words of the launch contract."""
+"""A plan as the launch of one worker: what the operator decided, in the words of the launch contract.
+
+Stages of a replica are told where the others are before any of them has an address: by names that follow from
+the plan. A name is of one attempt, so a pod never finds what is left of the attempt before.
+"""
 
 from __future__ import annotations
 
+from plimsoll.actuate.ownership import Owner, digest
 from plimsoll.actuate.revisions import Revision
 from plimsoll.api.v1alpha1 import PlanPlacement, PlanStatus
-from plimsoll_worker.launch import HubSource, Launch, LayerRange, WeightsScheme
+from plimsoll_worker.launch import HubSource, Launch, LayerRange, Rendezvous, StageAddress, WeightsScheme
 
 MODELS = "/models"
 """Where a claim is mounted, read-only."""
@@ -33,6 +38,7 @@ def launch(revision: Revision, plan: PlanStatus, placement: PlanPlacement, attem
         pipeline_parallel=plan.pipeline_parallel,
         stage=placement.stage,
         layers=LayerRange(first=first, last=first + plan.stage_layers[placement.stage]),
+        rendezvous=_rendezvous(revision, plan, placement.replica, attempt),
         max_context_tokens=plan.max_context_tokens,
         max_concurrent_sequences=spec.workload.max_concurrent_sequences,
         max_batched_tokens=plan.max_batched_tokens,
@@ -40,6 +46,27 @@ def launch(revision: Revision, plan: PlanStatus, placement: PlanPlacement, attem
         line=stage.line,
         predicted=stage.predicted,
     )
+
+
+def workers_subdomain(owner: Owner) -> str:
+    """The headless Service under which the pods of a replica have names."""
+    return f"{owner.name}-workers"
+
+
+def stage_hostname(revision: str, replica: int, stage: int, attempt: int) -> str:
+    """A DNS label. Not the pod's name, which may be longer than the 63 characters that a label has."""
+    return f"r{replica}-s{stage}-a{attempt}-{digest(revision)}"
+
+
+def _rendezvous(revision: Revision, plan: PlanStatus, replica: int, attempt: int) -> Rendezvous | None:
+    if plan.pipeline_parallel == 1:
+        return None
+    domain = f"{workers_subdomain(revision.owner)}.{revision.owner.namespace}.svc"
+    hosts = (
+        f"{stage_hostname(revision.name, replica, stage, attempt)}.{domain}"
+        for stage in range(plan.pipeline_parallel)
+    )
+    return Rendezvous(stages=tuple(StageAddress(host=host) for host in hosts))
 
 
 def _weights(plan: PlanStatus) -> WeightsScheme:

@@ -13,13 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from plimsoll.actuate import claims
-from plimsoll.actuate.launches import HUB_FOLDER, MODELS, launch
+from plimsoll.actuate.launches import HUB_FOLDER, MODELS, launch, stage_hostname, workers_subdomain
 from plimsoll.actuate.ownership import INSPECT, PLAN, PLAN_GATE, WORKER, Owner, digest, labels, metadata
 from plimsoll.actuate.revisions import Revision, model_key
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec, PlanPlacement, PlanStatus, SecretKeyRef, Toleration
 from plimsoll.inventory.views import Resources
 from plimsoll.planning.eligibility import worker_tolerations
-from plimsoll_worker.launch import ADMIN_PORT, LAUNCH_ENV, SERVING_PORT, TERMINATION_MESSAGE_PATH
+from plimsoll_worker.launch import (
+    ADMIN_PORT,
+    LAUNCH_ENV,
+    RENDEZVOUS_SECONDS,
+    SERVING_PORT,
+    STAGE_PORT,
+    TERMINATION_MESSAGE_PATH,
+)
 
 USER = 65532
 MIB = 1 << 20
@@ -139,12 +146,9 @@ def worker_pod(
         "image": revision.worker_image,
         "imagePullPolicy": defaults.image_pull_policy,
         "env": _worker_environment(revision, plan, placement, attempt, defaults),
-        "ports": [
-            {"name": "http", "containerPort": SERVING_PORT, "protocol": "TCP"},
-            {"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"},
-        ],
+        "ports": _ports(plan),
         "resources": _worker_resources(plan, requests),
-        **_probes(revision.facts.checkpoint_bytes),
+        **_probes(startup_seconds(revision.facts.checkpoint_bytes, plan.pipeline_parallel)),
         "terminationMessagePath": str(TERMINATION_MESSAGE_PATH),
         "terminationMessagePolicy": "File",
         "securityContext": _container_security(),
@@ -163,13 +167,24 @@ def worker_pod(
     if claims.is_claimed(plan):
         pod["resourceClaims"] = claims.pod_claims(plan)
     if plan.pipeline_parallel > 1:
-        pod["schedulingGates"] = [{"name": PLAN_GATE}]
+        pod |= {
+            "schedulingGates": [{"name": PLAN_GATE}],
+            "hostname": stage_hostname(revision.name, placement.replica, placement.stage, attempt),
+            "subdomain": workers_subdomain(owner),
+        }
     if overlay.runtime_class_name:
         pod["runtimeClassName"] = overlay.runtime_class_name
     if spec.placement.priority_class_name:
         pod["priorityClassName"] = spec.placement.priority_class_name
     meta = metadata(owner, name, own_labels, annotations=annotations)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": pod}
+
+
+def _ports(plan: PlanStatus) -> list[dict[str, Any]]:
+    named = {"http": SERVING_PORT, "admin": ADMIN_PORT}
+    if plan.pipeline_parallel > 1:
+        named["stages"] = STAGE_PORT
+    return [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in named.items()]
 
 
 def _worker_environment(
@@ -223,15 +238,16 @@ def _worker_resources(plan: PlanStatus, requests: Resources) -> dict[str, Any]:
     return resources | ({"claims": [{"name": claims.REQUEST}]} if claimed else {})
 
 
-def startup_seconds(checkpoint_bytes: int) -> int:
-    """How long a worker may take from its container's start to its first answer."""
-    return STARTUP_BASE_SECONDS + checkpoint_bytes // STARTUP_BYTES_PER_SECOND
+def startup_seconds(checkpoint_bytes: int, stages: int = 1) -> int:
+    """How long a worker may take from its container's start to its first answer. Stages first wait for each
+    other."""
+    meeting = RENDEZVOUS_SECONDS if stages > 1 else 0
+    return meeting + STARTUP_BASE_SECONDS + checkpoint_bytes // STARTUP_BYTES_PER_SECOND
 
 
-def _probes(checkpoint_bytes: int) -> dict[str, Any]:
+def _probes(seconds: int) -> dict[str, Any]:
     """Startup is generous by bytes to load; readiness asks the engine; liveness only whether the server still
     listens, because a busy engine is not a dead one."""
-    seconds = startup_seconds(checkpoint_bytes)
     health = {"httpGet": {"path": "/health", "port": "http"}, "timeoutSeconds": 3}
     return {
         "startupProbe": {

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from plimsoll.actuate.launches import workers_subdomain
 from plimsoll.actuate.ownership import DEPLOYMENT, NAME, WORKER, Owner, labels, metadata, worker_selector
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec
-from plimsoll_worker.launch import SERVING_PORT
+from plimsoll_worker.launch import STAGE_PORT
 
 HTTP = "http"
-ADMIN = "admin"
+STAGES = "stages"
 
 
 def service(owner: Owner, spec: LLMDeploymentSpec) -> dict[str, Any]:
@@ -33,13 +34,13 @@ def headless_service(owner: Owner) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": metadata(owner, f"{owner.name}-workers", labels(owner, WORKER)),
+        "metadata": metadata(owner, workers_subdomain(owner), labels(owner, WORKER)),
         "spec": {
             "type": "ClusterIP",
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
             "selector": {NAME: WORKER, DEPLOYMENT: owner.name},
-            "ports": [{"name": HTTP, "port": SERVING_PORT, "protocol": "TCP", "targetPort": HTTP}],
+            "ports": [{"name": STAGES, "port": STAGE_PORT, "protocol": "TCP", "targetPort": STAGES}],
         },
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from plimsoll.api.conditions import Failure
 from plimsoll.api.v1alpha1 import LastFailure
 from plimsoll.cluster.own_pods import CONTAINER_REASONS, IMAGE_REASONS, OwnPod, at, stamp
@@ -12,6 +14,17 @@ BLAMELESS = {"Evicted", "Preempting", "Terminated", "NodeShutdown", "Shutdown", 
 STUCK_REASONS = IMAGE_REASONS | CONTAINER_REASONS | {"CrashLoopBackOff"}
 OUT_OF_MEMORY = {ExitCode.CUDA_OUT_OF_MEMORY.value, ExitCode.MEMORY_ESTIMATE_EXCEEDED.value}
 """Failures that the same configuration would meet again."""
+
+
+def causes_first(pods: Iterable[OwnPod]) -> list[OwnPod]:
+    """A stage that ended because another did says so: the other one's words are what there is to know."""
+    return sorted(pods, key=follows)
+
+
+def follows(pod: OwnPod) -> bool:
+    """Whether it ended because another pod of its replica did."""
+    told = last_failure(pod)
+    return told is not None and told.reason == ExitCode.PEER_LOST.value
 
 
 def blameless(pod: OwnPod) -> bool:

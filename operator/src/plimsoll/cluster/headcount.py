@@ -8,7 +8,7 @@ from datetime import datetime
 
 from plimsoll.api.conditions import Failure
 from plimsoll.api.v1alpha1 import Exclusion, ReplicaStatus
-from plimsoll.cluster.failures import failing
+from plimsoll.cluster.failures import causes_first, failing
 from plimsoll.cluster.observed import CreatePod, DeletePod, Observed, OpenGate, Place
 from plimsoll.cluster.own_pods import OwnPod
 from plimsoll.cluster.silence import unreachable
@@ -62,7 +62,7 @@ def counted(found: Replicas, observed: Observed, target: Target) -> Replicas:
     away = {pod.uid: told for pod in living if (told := unreachable(pod, observed))}
     failures = [
         told
-        for pod in observed.worker_pods
+        for pod in causes_first(observed.worker_pods)
         if not pod.terminating and pod.uid not in away and (told := failing(pod))
     ]
     return replace(

@@ -40,7 +40,8 @@ def allowed(observed: Observed, inspection: Inspection | None) -> timedelta:
     if spec and spec.rollout.progress_deadline_seconds is not None:
         return timedelta(seconds=spec.rollout.progress_deadline_seconds)
     facts = inspection.facts if inspection else None
-    loading = startup_seconds(facts.checkpoint_bytes) + IMAGE_SECONDS if facts else 0
+    stages = max((plan.pipeline_parallel for plan in observed.resource.status.plans), default=1)
+    loading = startup_seconds(facts.checkpoint_bytes, stages) + IMAGE_SECONDS if facts else 0
     return timedelta(seconds=max(LEAST_SECONDS, loading))
 
 

@@ -22,7 +22,7 @@ from plimsoll.actuate.pods import worker_pod, worker_pod_name
 from plimsoll.actuate.revisions import Revision
 from plimsoll.api.v1alpha1 import Exclusion, PlanPlacement, PlanStatus, Replan, ReplicaStatus
 from plimsoll.cluster.budget import RECREATE_BACKOFF, Account, account
-from plimsoll.cluster.failures import OUT_OF_MEMORY, blameless, last_failure
+from plimsoll.cluster.failures import OUT_OF_MEMORY, blameless, causes_first, follows, last_failure
 from plimsoll.cluster.headcount import Replicas, counted
 from plimsoll.cluster.observed import CreatePod, DeletePod, Observed, OpenGate, backoff, soonest
 from plimsoll.cluster.own_pods import OwnPod, at, stamp
@@ -77,6 +77,8 @@ class _Broken:
     """When the next one may start."""
     blame: bool = False
     """It counts as a restart."""
+    follows: bool = False
+    """Another pod's end may explain it."""
 
 
 class _Round:
@@ -142,7 +144,7 @@ class _Round:
             ready=len(kept) == len(places) and all(pod.ready for pod in kept),
             restarts=books.restarts,
             container_restarts=books.container_restarts,
-            last_failure=next((found for pod in pods if (found := last_failure(pod))), None),
+            last_failure=next((found for pod in causes_first(pods) if (found := last_failure(pod))), None),
         )
         if status.last_failure is None and told and not status.ready:
             status = status.model_copy(update={"last_failure": told.last_failure})
@@ -183,7 +185,8 @@ class _Round:
                 kept.append(pod)
         if missing and any(not pod.gated for pod in kept) and len(places) > 1:
             broken.append(_Broken(f"stage {missing[0].stage} is gone", self._seen.now))
-        return kept, max(broken, key=lambda fault: (fault.blame, fault.due), default=None)
+        causes = [fault for fault in broken if not fault.follows] or broken
+        return kept, max(causes, key=lambda fault: (fault.blame, fault.due), default=None)
 
     def _holder(self, stage: list[OwnPod], place: PlanPlacement) -> OwnPod | None:
         """The pod of the place; others that say they are it are deleted, unless they leave by themselves."""
@@ -213,9 +216,10 @@ class _Round:
             since = at(ended.time) if ended and ended.time else at(pod.created)
             if blameless(pod):
                 return _Broken(f"it ended: {pod.reason or pod.phase}", since)
-            told = self._accounts.get(place.replica)
-            pause = backoff(1 + (told.restarts if told else 0), *RECREATE_BACKOFF)
-            return _Broken(f"it ended: {pod.reason or pod.phase}", since + pause, blame=True)
+            known = self._accounts.get(place.replica)
+            pause = backoff(1 + (known.restarts if known else 0), *RECREATE_BACKOFF)
+            told = f"it ended: {pod.reason or pod.phase}"
+            return _Broken(told, since + pause, blame=True, follows=follows(pod))
         return self._stranded(pod, place)
 
     def _stranded(self, pod: OwnPod, place: PlanPlacement) -> _Broken | None:

@@ -33,6 +33,7 @@ from plimsoll_worker.launch.precision import (
 )
 from plimsoll_worker.launch.report import (
     DeviceReport,
+    LinkReport,
     Report,
     StartupStage,
     StartupTime,
@@ -40,11 +41,15 @@ from plimsoll_worker.launch.report import (
 from plimsoll_worker.launch.request import (
     ADMIN_PORT,
     LAUNCH_ENV,
+    RENDEZVOUS_SECONDS,
     SERVING_PORT,
+    STAGE_PORT,
     HubSource,
     Launch,
     LaunchError,
     LayerRange,
+    Rendezvous,
+    StageAddress,
     graph_sizes,
 )
 from plimsoll_worker.launch.wire import (
@@ -61,7 +66,9 @@ __all__ = [
     "INT4_GROUP",
     "LAUNCH_ENV",
     "LAUNCH_VERSION",
+    "RENDEZVOUS_SECONDS",
     "SERVING_PORT",
+    "STAGE_PORT",
     "TERMINATION_MESSAGE_BYTES",
     "TERMINATION_MESSAGE_PATH",
     "Bytes",
@@ -74,11 +81,14 @@ __all__ = [
     "Launch",
     "LaunchError",
     "LayerRange",
+    "LinkReport",
     "MeasuredMemory",
     "MemoryCategory",
     "Precision",
     "PredictedMemory",
+    "Rendezvous",
     "Report",
+    "StageAddress",
     "StartupStage",
     "StartupTime",
     "WeightsScheme",

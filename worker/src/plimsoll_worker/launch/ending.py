@@ -27,6 +27,10 @@ class ExitCode(StrEnum):
     FETCH_FAILED = "FetchFailed"
     CUDA_OUT_OF_MEMORY = "CUDAOutOfMemory"
     MEMORY_ESTIMATE_EXCEEDED = "MemoryEstimateExceeded"
+    RENDEZVOUS_FAILED = "RendezvousFailed"
+    """The stages of a replica did not meet: one did not come in time, or runs another plan."""
+    PEER_LOST = "PeerLost"
+    """Another pod of the replica ended. That one's reason is the cause."""
     ENGINE_FAILED = "EngineFailed"
 
 

@@ -40,6 +40,15 @@ class DeviceReport(Wire):
     bytes: MeasuredMemory
 
 
+class LinkReport(Wire):
+    """The way to the next stage, measured over TCP before weights were loaded."""
+
+    stage: int
+    """The one it leads to."""
+    bytes_per_second: Annotated[int, Field(ge=0)]
+    round_trip_microseconds: Annotated[int, Field(ge=0)]
+
+
 class Report(Wire):
     """What a worker really runs. Served as JSON at /report on the admin port."""
 
@@ -59,5 +68,7 @@ class Report(Wire):
     """Tokens that the KV pool holds."""
     devices: tuple[DeviceReport, ...]
     startup: tuple[StartupTime, ...]
+    link: LinkReport | None = None
+    """None on the last stage."""
     engine_version: str = ENGINE_VERSION
     torch_version: str

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from plimsoll_worker.launch.memory import PredictedMemory
 from plimsoll_worker.launch.precision import Device, Precision, WeightsScheme
@@ -19,6 +19,12 @@ SERVING_PORT = 8000
 
 ADMIN_PORT = 8001
 """/report: not in the Service, read by the operator alone."""
+
+STAGE_PORT = 8002
+"""Where the stages of a replica reach each other: not in any Service that clients use."""
+
+RENDEZVOUS_SECONDS = 600
+"""How long stages wait for each other: one may still pull an image of several GiB that another node had."""
 
 
 def graph_sizes(max_sequences: int) -> tuple[int, ...]:
@@ -35,6 +41,22 @@ class LayerRange(Wire):
 
     first: Annotated[int, Field(ge=0)]
     last: Annotated[int, Field(ge=1)]
+
+
+class StageAddress(Wire):
+    """Where one stage listens for the others."""
+
+    host: str
+    """A name that holds before the pod has an address."""
+    port: Annotated[int, Field(ge=1, le=65535)] = STAGE_PORT
+
+
+class Rendezvous(Wire):
+    """Where the stages of a replica meet, and how long they wait for each other."""
+
+    stages: Annotated[tuple[StageAddress, ...], Field(min_length=2)]
+    """In order. All others call the first one; each calls the one after it."""
+    seconds: Annotated[int, Field(ge=1)] = RENDEZVOUS_SECONDS
 
 
 class HubSource(Wire):
@@ -68,6 +90,8 @@ class Launch(Wire):
     pipeline_parallel: Annotated[int, Field(ge=1)] = 1
     stage: Annotated[int, Field(ge=0)] = 0
     layers: LayerRange
+    rendezvous: Rendezvous | None = None
+    """None where one stage is the whole replica."""
 
     max_context_tokens: Annotated[int, Field(ge=1)]
     """Longest sequence served, prompt and answer together."""
@@ -82,6 +106,22 @@ class Launch(Wire):
     line: Bytes
     """The most bytes of the device (GPU memory; the container's memory limit on CPU) that may be in use."""
     predicted: PredictedMemory
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> Self:
+        if self.stage >= self.pipeline_parallel:
+            raise ValueError(
+                f"stage is {self.stage}, expected less than pipelineParallel {self.pipeline_parallel}"
+            )
+        if self.rendezvous is None and self.pipeline_parallel > 1:
+            raise ValueError(f"rendezvous is missing: pipelineParallel is {self.pipeline_parallel}")
+        told = len(self.rendezvous.stages) if self.rendezvous else 1
+        if told != self.pipeline_parallel:
+            raise ValueError(
+                f"rendezvous.stages has {told} addresses, expected one for each of pipelineParallel "
+                f"{self.pipeline_parallel}"
+            )
+        return self
 
     @classmethod
     def from_env(cls, environ: dict[str, str] | None = None) -> Launch:
