@@ -122,6 +122,86 @@ def test_rope_store_writes_what_is_no_padding() -> None:
     assert torch.equal(values.double(), wanted_values)
 
 
+FP8 = torch.float8_e4m3fn
+
+
+def rounded(cache: torch.Tensor) -> torch.Tensor:
+    return cache.float().clamp(-448, 448).to(FP8).double()
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_decode_over_an_fp8_cache(shape: Shape) -> None:
+    batch = batch_of([1, 1, 1, 1], [1, 100, 0, 33], page=shape.page)
+    qkv = 3 * torch.randn(4, (shape.heads + 2 * shape.kv_heads) * shape.head_dim)
+    qkv[:, -1] = 1000.0  # a value that must saturate
+    keys, values = (cache.to(FP8) for cache in caches(batch, shape.kv_heads, shape.head_dim))
+    turn = reference.rope_angles(batch.positions, torch.logspace(0, -3, shape.rotary // 2))
+    norm = torch.randn(shape.head_dim) if shape.qk_norm else None
+    parts: dict[str, Any] = {"heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim}
+    parts |= {"q_norm": norm, "k_norm": norm}
+    wanted_keys, wanted_values = keys.double(), values.double()
+    wide_parts = {name: wide(value) for name, value in parts.items()}
+    q = reference.rope_store(qkv.double(), batch, turn.double(), wanted_keys, wanted_values, **wide_parts)
+    wanted_keys, wanted_values = rounded(wanted_keys), rounded(wanted_values)
+    wanted = reference.attention(q, wanted_keys, wanted_values, batch, **shape.looks)
+    out = decode_attention.decode_attention(qkv, keys, values, batch, cos_sin=turn, **parts, **shape.looks)
+    assert error(out, wanted) < EXACT
+    assert torch.equal(keys.double(), wanted_keys)
+    assert torch.equal(values.double(), wanted_values)
+    assert wanted_values.max() == 448
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_prompts_and_decode_over_an_fp8_cache(dtype: torch.dtype) -> None:
+    batch = batch_of([37, 1, 18], [37, 90, 40])
+    keys, values = (cache.to(FP8) for cache in caches(batch, 2, 32))
+    q = torch.randn(56, 4, 32).to(dtype)
+    wanted = reference.attention(q.double(), keys.double(), values.double(), batch, scale=0.125)
+    out = prefill_attention.prefill_attention(q, keys, values, batch, scale=0.125)
+    rounding = {torch.float32: EXACT, torch.float16: 1e-3, torch.bfloat16: 4e-3}[dtype]
+    assert error(out, wanted) < rounding
+    one_each = batch_of([1, 1, 1], [37, 90, 40])
+    wanted = reference.attention(q[:3].double(), keys.double(), values.double(), one_each, scale=0.125)
+    alone = decode_attention.decode_attention(
+        q[:3], keys, values, one_each, heads=4, kv_heads=2, head_dim=32, scale=0.125
+    )
+    assert error(alone, wanted) < rounding
+
+
+def test_every_fp8_number_is_read_as_it_is() -> None:
+    batch = batch_of([1] * 8, [16] * 8)
+    numbers = torch.arange(256, dtype=torch.uint8).view(FP8)
+    keys = torch.zeros(640, 1, 32).to(FP8)
+    values = (
+        torch.where(numbers.isnan(), 0.0, numbers.float()).to(FP8).repeat(640 * 32 // 256).view(640, 1, 32)
+    )
+    out = decode_attention.decode_attention(
+        torch.zeros(8, 1, 32), keys, values, batch, heads=1, kv_heads=1, head_dim=32, scale=1.0
+    )
+    wanted = reference.attention(
+        torch.zeros(8, 1, 32).double(), keys.double(), values.double(), batch, scale=1.0
+    )
+    assert torch.allclose(out.double(), wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_rope_store_rounds_what_an_fp8_cache_keeps() -> None:
+    batch = batch_of([5, 1], [5, 30])
+    keys, values = (cache.to(FP8) for cache in caches(batch, 3, 24))
+    qkv = 200 * torch.randn(6, (5 + 6) * 24)
+    turn = reference.rope_angles(batch.positions, torch.logspace(0, -3, 8))
+    shape: dict[str, Any] = {"heads": 5, "kv_heads": 3, "head_dim": 24}
+    wanted_keys, wanted_values = keys.clone(), values.clone()
+    reference.rope_store(qkv, batch, turn, wanted_keys, wanted_values, **shape)
+    rope.rope_store(qkv, batch, turn, keys, values, **shape)
+    assert wanted_values.float().abs().max() == 448
+    assert torch.equal(values.float(), wanted_values.float())
+    differ = (keys.float() - wanted_keys.float()).abs()
+    assert (differ <= keys.float().abs() / 8 + 2**-9).all(), "at most the next number"
+    assert (differ > 0).float().mean() < 1e-3
+
+
 def test_angles_of_far_positions() -> None:
     positions, inverse = torch.tensor([0, 1, 131071]), torch.logspace(0, -5, 12)
     out = rope.rope_angles(positions, inverse, scale=1.2)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from plimsoll_worker.kernels.batch import AttentionBatch
-from plimsoll_worker.kernels.decode_attention import LOG2E, cache_slots, softcapped
+from plimsoll_worker.kernels.decode_attention import LOG2E, cache_slots, computed_in, softcapped
 from plimsoll_worker.kernels.launching import await_inputs, card, release_next
 
 BLOCK_M = 128
@@ -152,7 +152,7 @@ def _prefill(
     place = tl.arange(0, BLOCK_D)
     mask = live[:, None] & (place < HEAD_DIM)[None, :]
     line = ((start + token).to(tl.int64) * HEADS + kv_head * GROUP + share) * HEAD_DIM
-    q = tl.load(queries + line[:, None] + place[None, :], mask=mask, other=0.0)
+    q = computed_in(k_cache, tl.load(queries + line[:, None] + place[None, :], mask=mask, other=0.0))
     earlier = context - new
     position = earlier + token
     end = tl.minimum(earlier + offset + BLOCK_Q, context)
