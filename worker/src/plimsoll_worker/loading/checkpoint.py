@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,23 @@ from plimsoll_worker.config import ModelConfig
 from plimsoll_worker.errors import ModelNotFound
 from plimsoll_worker.loading.tokenizer import Tokenizer
 from plimsoll_worker.settings import LoadFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows (the second to last dimension of a matrix, the only one of a vector) or some columns (the
+    last of a matrix) of a tensor, each from first to last (exclusive)."""
+
+    rows: tuple[int, int] | None = None
+    columns: tuple[int, int] | None = None
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A view."""
+        if self.rows is not None:
+            tensor = tensor.narrow(max(0, tensor.ndim - 2), self.rows[0], self.rows[1] - self.rows[0])
+        if self.columns is not None:
+            tensor = tensor.narrow(tensor.ndim - 1, self.columns[0], self.columns[1] - self.columns[0])
+        return tensor
 
 
 class Checkpoint(Protocol):
@@ -31,9 +49,9 @@ class Checkpoint(Protocol):
         """Of one tensor, outer dimension first."""
         ...
 
-    def read(self, name: str, target: torch.Tensor) -> None:
-        """Fill `target`, of the tensor's shape, on any device and in any floating type, with one tensor.
-        Called from several threads.
+    def read(self, name: str, target: torch.Tensor, part: Part | None = None) -> None:
+        """Fill `target`, on any device and in any floating type, with one tensor or a part of it, whose shape
+        it has. Called from several threads.
 
         Raises ModelUnreadable and ModelUnsupported, naming file and tensor.
         """

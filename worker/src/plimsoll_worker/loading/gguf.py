@@ -16,6 +16,7 @@ import torch
 
 from plimsoll_worker.config import ModelConfig
 from plimsoll_worker.errors import ModelUnsupported
+from plimsoll_worker.loading.checkpoint import Part
 from plimsoll_worker.loading.config_gguf import config_from_gguf
 from plimsoll_worker.loading.gguf_file import GgufFile
 from plimsoll_worker.loading.gguf_tokenizer import tokenizer_from_gguf
@@ -82,7 +83,7 @@ class GgufCheckpoint:
     def shape(self, name: str) -> torch.Size:
         return torch.Size(self.file.tensors[self._stored[name]].shape)
 
-    def read(self, name: str, target: torch.Tensor) -> None:
+    def read(self, name: str, target: torch.Tensor, part: Part | None = None) -> None:
         stored = self._stored[name]
         tensor = self.file.read(stored)
         layer = _LAYER.fullmatch(stored)
@@ -92,7 +93,7 @@ class GgufCheckpoint:
         if stored.endswith("norm.weight"):
             # llama.cpp's converter adds Gemma's 1 to the weights themselves.
             tensor = tensor - self._config.norm_offset
-        target.copy_(tensor)
+        target.copy_(tensor if part is None else part.of(tensor))
 
     def tokenizer(self) -> Tokenizer:
         return tokenizer_from_gguf(self.file.metadata, self.file.path)

@@ -17,6 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from plimsoll_worker.config import ModelConfig
 from plimsoll_worker.errors import ModelNotFound
+from plimsoll_worker.loading.checkpoint import Part
 from plimsoll_worker.loading.config_json import config_from_folder
 from plimsoll_worker.loading.tokenizer import Tokenizer, tokenizer_from_folder
 from plimsoll_worker.models.decoder import Decoder
@@ -45,9 +46,15 @@ class RandomCheckpoint:
     def shape(self, name: str) -> torch.Size:
         return self._shapes[name]
 
-    def read(self, name: str, target: torch.Tensor) -> None:
+    def read(self, name: str, target: torch.Tensor, part: Part | None = None) -> None:
         """Matrices keep the size of what goes through them, so activations of any depth stay finite: normal
-        with a variance of 1 / inputs. Norms are 1, biases 0."""
+        with a variance of 1 / inputs. Norms are 1, biases 0. A part is that of the whole tensor, which is
+        made for it."""
+        if part is not None:
+            whole = torch.empty(self._shapes[name], dtype=target.dtype, device=target.device)
+            self.read(name, whole)
+            target.copy_(part.of(whole))
+            return
         if target.ndim == 1:
             target.fill_(0.0 if name.endswith("bias") else 1.0 - self._config.norm_offset)
             return

@@ -19,10 +19,11 @@ from safetensors import SafetensorError, safe_open
 
 from plimsoll_worker.config import ModelConfig
 from plimsoll_worker.errors import ModelNotFound, ModelUnreadable, ModelUnsupported
+from plimsoll_worker.loading.checkpoint import Part
 from plimsoll_worker.loading.config_json import config_from_folder
 from plimsoll_worker.loading.json_file import read_json
 from plimsoll_worker.loading.tokenizer import Tokenizer, tokenizer_from_folder
-from plimsoll_worker.loading.transfer import Extent, copy_extent
+from plimsoll_worker.loading.transfer import Extent, copy_extent, copy_part
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -58,8 +59,12 @@ class SafetensorsCheckpoint:
     def shape(self, name: str) -> torch.Size:
         return self._where[name][1].shape
 
-    def read(self, name: str, target: torch.Tensor) -> None:
-        copy_extent(self._where[name][1], target)
+    def read(self, name: str, target: torch.Tensor, part: Part | None = None) -> None:
+        extent = self._where[name][1]
+        if part is None:
+            copy_extent(extent, target)
+        else:
+            copy_part(extent, part, target)
 
     def tokenizer(self) -> Tokenizer:
         return tokenizer_from_folder(self.folder)

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from plimsoll_worker.errors import ModelUnreadable
+from plimsoll_worker.loading.checkpoint import Part
 
 CHUNK_BYTES = 4 * 1024 * 1024
 """Of one buffer. Two for each thread stay pinned as long as the process lives."""
@@ -35,6 +36,12 @@ class Extent:
     def bytes(self) -> int:
         return self.shape.numel() * self.dtype.itemsize
 
+    def slice(self, first: int, last: int) -> Extent:
+        """Those of the outer dimension."""
+        inner = self.shape[1:].numel() * self.dtype.itemsize
+        shape = torch.Size((last - first, *self.shape[1:]))
+        return Extent(self.path, self.offset + first * inner, self.dtype, shape)
+
 
 def copy_extent(extent: Extent, target: torch.Tensor) -> None:
     """Fill `target`, of the extent's shape, converting to its type and device.
@@ -44,9 +51,7 @@ def copy_extent(extent: Extent, target: torch.Tensor) -> None:
     if not target.is_contiguous():
         # Rows of every expert's matrix, say: contiguous one index at a time.
         for index in range(target.shape[0]):
-            part = target[index]
-            size = part.numel() * extent.dtype.itemsize
-            copy_extent(Extent(extent.path, extent.offset + index * size, extent.dtype, part.shape), part)
+            copy_extent(extent.slice(index, index + 1), target[index : index + 1].view(target.shape[1:]))
         return
     try:
         descriptor = os.open(extent.path, os.O_RDONLY)
@@ -56,6 +61,34 @@ def copy_extent(extent: Extent, target: torch.Tensor) -> None:
             os.close(descriptor)
     except OSError as error:
         raise ModelUnreadable(f"{extent.path}: {error}") from error
+
+
+def copy_part(extent: Extent, part: Part, target: torch.Tensor) -> None:
+    """Fill `target` with a part of the extent. Of columns whole rows are read: a call for each row would take
+    longer.
+
+    Raises ModelUnreadable as `copy_extent`.
+    """
+    if len(extent.shape) > 2:
+        for index in range(extent.shape[0]):
+            inner = extent.slice(index, index + 1)
+            copy_part(Extent(extent.path, inner.offset, extent.dtype, extent.shape[1:]), part, target[index])
+        return
+    if part.rows is not None:
+        extent = extent.slice(*part.rows)
+    if part.columns is None:
+        copy_extent(extent, target)
+        return
+    rows, width = extent.shape
+    step = max(1, CHUNK_BYTES // (width * extent.dtype.itemsize))
+    scratch = torch.empty((min(step, rows), width), dtype=extent.dtype, device=target.device)
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        read = scratch[: last - first]
+        copy_extent(extent.slice(first, last), read)
+        target[first:last].copy_(Part(columns=part.columns).of(read))
+        if target.is_cuda:  # what is read next comes on another stream
+            torch.cuda.current_stream(target.device).synchronize()
 
 
 def _copy(descriptor: int, extent: Extent, target: torch.Tensor) -> None:

@@ -19,8 +19,9 @@ from plimsoll_worker.kernels.matrix import Matrix, QuantizedMatrix
 from plimsoll_worker.launch import Precision
 from plimsoll_worker.layers.linear import Linear
 from plimsoll_worker.loading.checkpoint import Checkpoint
-from plimsoll_worker.loading.placement import Piece, place
+from plimsoll_worker.loading.placement import Piece, place, shares
 from plimsoll_worker.models.decoder import Decoder
+from plimsoll_worker.parallel.position import Position
 from plimsoll_worker.quant.form import Form, rows_of
 from plimsoll_worker.quant.rounding import round_into
 
@@ -36,25 +37,29 @@ def load_model(
     precision: Precision,
     matrices: Precision | None = None,
     context: int | None = None,
+    position: Position | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005 - of its signature
 ) -> Decoder:
     """The checkpoint's model on `device`, computing in `precision`, ready for inference with sequences of up
     to `context` tokens (None: as many as it was made for). `matrices`: what those of the layers are rounded
-    to while they are read (None: `precision`). `progress` is told the bytes loaded and their sum.
+    to while they are read (None: `precision`). `position`: whose share is loaded (None: the whole).
+    `progress` is told the bytes loaded and their sum.
 
     Raises ModelUnreadable when a tensor is missing or misshapen, ModelUnsupported when one has no place in
     the model or cannot be quantized.
     """
     config = checkpoint.config
     with torch.device("meta"):
-        model = Decoder(config)
-    parameters = dict(model.named_parameters())
-    pieces = place({name: found.shape for name, found in parameters.items()}, checkpoint.names(), config)
+        whole, model = Decoder(config), Decoder(config, position)
+    parameters = dict(whole.named_parameters())
+    shapes = {name: found.shape for name, found in parameters.items()}
+    pieces = place(shapes, checkpoint.names(), config)
     _check_shapes(checkpoint, pieces, parameters)
+    pieces = shares(pieces, shapes, dict(model.named_parameters()), config, model.position)
     form = Form.on_load(matrices or precision)
     give_memory(model, device, DTYPES[precision], dict.fromkeys(quantizable(model), form) if form else {})
     # The largest first, so that no reader is left alone with the embedding at the end.
-    regions = [(piece.name, _region(model, piece)) for piece in pieces]
+    regions = [(piece, _region(model, piece)) for piece in pieces]
     regions.sort(key=lambda region: region[1].nbytes, reverse=True)
     done, total = 0, model.weight_bytes
     with ThreadPoolExecutor(GPU_READERS if device.type == "cuda" else 1) as readers:
@@ -107,13 +112,13 @@ def _region(model: Decoder, piece: Piece) -> Matrix:
     return piece.region(model.get_parameter(piece.parameter))
 
 
-def _read(checkpoint: Checkpoint, name: str, region: Matrix) -> None:
+def _read(checkpoint: Checkpoint, piece: Piece, region: Matrix) -> None:
     if not isinstance(region, QuantizedMatrix):
-        checkpoint.read(name, region)
+        checkpoint.read(piece.name, region, piece.part)
         return
     device = region.numbers.device
     scratch = torch.empty(region.shape, dtype=region.dtype, device=device)
-    checkpoint.read(name, scratch)
+    checkpoint.read(piece.name, scratch, piece.part)
     round_into(region, scratch)
     if device.type == "cuda":
         # The next scratch may have this one's memory, and readers fill it on streams of their own.
