@@ -18,7 +18,7 @@ from plimsoll.cluster.lifecycle import next_actions
 from plimsoll.cluster.observation import Observer, Terms
 from plimsoll.cluster.observed import (
     Action,
-    ApplyObject,
+    PutObject,
     CreatePod,
     DeletePod,
     DeleteRevision,
@@ -135,6 +135,7 @@ class World:
         self.events: list[EmitEvent] = []
         self.memories: dict[str, Memory] = {}
         self.history: list[tuple[str, Action]] = []
+        self.terms = TERMS
         self._serial = 0
 
     # --- what users and the cluster do
@@ -263,7 +264,7 @@ class World:
         ):
             view.replace(copy.deepcopy(list(objects.values())))
         snapshot = state.snapshot()
-        observer = Observer(snapshot, {}, self.reports, TERMS, self.now)
+        observer = Observer(snapshot, {}, self.reports, self.terms, self.now)
         observed = [
             observer.observe(resource, self.memories.get(resource.uid, Memory()))
             for _, resource in sorted(snapshot.resources.items())
@@ -369,7 +370,7 @@ class World:
             case OpenGate(pod_name, uid):
                 if self.pods.get(pod_name, {}).get("metadata", {}).get("uid") == uid:
                     self.pods[pod_name]["spec"].pop("schedulingGates", None)
-            case ApplyObject(body):
+            case PutObject(body):
                 kept = self.services if body["kind"] == "Service" else self.budgets
                 kept[body["metadata"]["name"]] = copy.deepcopy(dict(body))
             case EmitEvent():

@@ -8,9 +8,10 @@ pod: a revision is found again by spec and facts, whatever image it was made wit
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,6 +20,7 @@ from plimsoll.actuate.ownership import OPERATOR, Owner, digest, labels, metadata
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec, ModelSource
 from plimsoll.model.facts import FactsUnreadable, ModelFacts
 
+NOTHING: Mapping[str, Collection[str]] = MappingProxyType({})
 NOT_IN_PODS = {"replicas", "suspend", "plan"}
 """Fields that change how many pods there are, never what is in them."""
 PARTS_NOT_IN_PODS = {
@@ -45,6 +47,10 @@ class Revision:
     """Configurations that ran out of memory before it was made; its plan is another one."""
     replan: str = ""
     """Value of the annotation plimsoll.dev/replan that it was made for."""
+
+    @property
+    def basis(self) -> str:
+        return basis(self.spec, self.facts, self.worker_image)
 
     def to_object(self) -> dict[str, Any]:
         return {
@@ -126,6 +132,27 @@ def _fingerprint(spec: LLMDeploymentSpec, facts: ModelFacts) -> str:
     return digest([pods, facts.model_dump(mode="json", exclude_defaults=True)], 16)
 
 
+def basis(spec: LLMDeploymentSpec, facts: ModelFacts, image: str) -> str:
+    """Hash over what decides, beside a configuration, whether it runs out of memory."""
+    variables = [(one.name, one.value) for one in spec.pod_template.env]
+    return digest([facts.revision, image, variables, spec.placement.memory_headroom_percent], 16)
+
+
+def image_for(
+    spec: LLMDeploymentSpec, facts: ModelFacts, mine: Iterable[Revision], default_image: str, replan: str
+) -> str:
+    """The image that a new revision for this spec gets. It is another one than before only where people
+    changed something: what ran out of memory meanwhile, and a new default of the operator, are no reason."""
+    wanted = fingerprint(spec, facts)
+    same = [
+        revision
+        for revision in mine
+        if revision.replan == replan and fingerprint(revision.spec, revision.facts) == wanted
+    ]
+    newest = max(same, key=lambda revision: revision.number, default=None)
+    return newest.worker_image if newest else spec.engine.image or default_image
+
+
 def wanted_revision(
     owner: Owner,
     spec: LLMDeploymentSpec,
@@ -133,22 +160,23 @@ def wanted_revision(
     existing: Iterable[Revision],
     default_image: str,
     *,
-    excluded: Iterable[str] = (),
+    excluded: Mapping[str, Collection[str]] = NOTHING,
     replan: str = "",
 ) -> Revision:
     """The revision for this spec: an existing one that says the same, else a new one. `excluded`:
-    configurations that ran out of memory. `replan`: the annotation's value; empty keeps the newest one's."""
+    configurations that ran out of memory, by their basis. `replan`: the annotation's value; empty keeps the
+    newest one's."""
     mine = [revision for revision in existing if revision.owner.uid == owner.uid]
     newest = max(mine, key=lambda revision: revision.number, default=None)
     replan = replan or (newest.replan if newest else "")
-    excluded = tuple(sorted(excluded))
+    image = image_for(spec, facts, mine, default_image, replan)
+    left_out = tuple(sorted(excluded.get(basis(spec, facts, image), ()))) if excluded else ()
     wanted = fingerprint(spec, facts)
-    if excluded or replan:
-        wanted = digest([wanted, excluded, replan], 16)
+    if left_out or replan:
+        wanted = digest([wanted, left_out, replan], 16)
     same = [revision for revision in mine if revision.fingerprint == wanted]
     if same:
         return max(same, key=lambda revision: revision.number)
-    image = spec.engine.image or default_image
     return Revision(
         name=f"{owner.name}-{digest([wanted, image])}",
         owner=owner,
@@ -158,6 +186,6 @@ def wanted_revision(
         worker_image=image,
         model_key=model_key(spec.model),
         fingerprint=wanted,
-        excluded=excluded,
+        excluded=left_out,
         replan=replan,
     )

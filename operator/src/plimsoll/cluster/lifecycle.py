@@ -48,13 +48,13 @@ def next_actions(observed: Observed) -> Outcome:
     if resource.spec is None:
         target = choose_target(observed, None)
         replicas = reconcile_replicas(observed, target, None, running=True)
-        status = compose_status(observed, None, target, replicas)
+        status = compose_status(observed, None, None, target, replicas)
         return Outcome(tuple(_write(observed, status)), observed.memory)
     inspection = inspect_model(observed)
     revision = wanted(observed, inspection)
     target = choose_target(observed, revision)
     replicas = reconcile_replicas(observed, target, revision, running=_runs(resource.spec))
-    status = compose_status(observed, inspection, target, replicas)
+    status = compose_status(observed, inspection, revision, target, replicas)
     actions: list[Action] = []
     if revision and revision not in observed.revisions:
         actions.append(WriteRevision(revision))

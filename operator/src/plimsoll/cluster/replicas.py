@@ -22,6 +22,7 @@ from plimsoll.actuate.pods import worker_pod, worker_pod_name
 from plimsoll.actuate.revisions import Revision
 from plimsoll.api.v1alpha1 import Exclusion, PlanPlacement, PlanStatus, Replan, ReplicaStatus
 from plimsoll.cluster.budget import RECREATE_BACKOFF, Account, account
+from plimsoll.cluster.exclusions import by_basis
 from plimsoll.cluster.failures import OUT_OF_MEMORY, blameless, causes_first, follows, last_failure
 from plimsoll.cluster.headcount import Replicas, counted
 from plimsoll.cluster.observed import CreatePod, DeletePod, Observed, OpenGate, backoff, soonest
@@ -251,12 +252,17 @@ class _Round:
         again = any(pod.container.failed or pod.finished for pod in present)
         if self._policy is not Replan.ON_PLACEMENT_FAILURE or (known == failure and not again):
             return
-        configuration = configuration_of(self._plan)
-        if any(one.configuration == configuration for one in self._seen.exclusions):
+        if self._revision is None:
             return
-        self._exclusions.append(
-            Exclusion(configuration=configuration, reason=failure.reason, message=failure.message)
+        learned = Exclusion(
+            configuration=configuration_of(self._plan),
+            basis=self._revision.basis,
+            reason=failure.reason,
+            message=failure.message,
         )
+        if learned.configuration in by_basis(self._seen.exclusions).get(learned.basis, ()):
+            return
+        self._exclusions.append(learned)
         self._wake.append(self._seen.now)
 
     # --- what follows

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from plimsoll.actuate import services
 from plimsoll.actuate.ownership import selector_text, worker_selector
+from plimsoll.actuate.revisions import Revision
 from plimsoll.api.conditions import PLANNING, Finding, Observation, conditions, fails, holds, pending
 from plimsoll.api.v1alpha1 import (
-    Exclusion,
     LLMDeploymentStatus,
     ModelStatus,
     PlanMode,
@@ -18,6 +18,7 @@ from plimsoll.api.v1alpha1 import (
     RejectedOption,
 )
 from plimsoll.cluster.course import Manner
+from plimsoll.cluster.exclusions import left_out, remembered
 from plimsoll.cluster.exposure import has_services
 from plimsoll.cluster.headcount import Replicas
 from plimsoll.cluster.inspection import Inspection, Resolution
@@ -31,13 +32,15 @@ from plimsoll.model.facts import ModelFacts
 from plimsoll.sizing.kv_cache import bytes_per_token
 from plimsoll_worker.launch import Precision
 
-MAX_EXCLUSIONS = 16
-
 
 def compose_status(
-    observed: Observed, inspection: Inspection | None, target: Target, replicas: Replicas
+    observed: Observed,
+    inspection: Inspection | None,
+    revision: Revision | None,
+    target: Target,
+    replicas: Replicas,
 ) -> LLMDeploymentStatus:
-    """The status as it should be. `inspection` None: the spec does not parse."""
+    """The status as it should be. `inspection` None: the spec does not parse. `revision`: the wanted one."""
     resource = observed.resource
     spec, owner, before = resource.spec, resource.owner, resource.status
     serves = spec is not None and inspection is not None and inspection.facts is not None
@@ -56,7 +59,7 @@ def compose_status(
         suspended=bool(spec and spec.suspend),
         plan_only=bool(spec and spec.plan.mode is PlanMode.PLAN_ONLY),
         model=_model(inspection),
-        plan=_plan(observed, target.plan),
+        plan=_plan(observed, target.plan, left_out(observed.exclusions, revision)),
         unschedulable=replicas.unschedulable,
         refused=observed.memory.refusal.message if observed.memory.refusal else "",
         failures=replicas.failures,
@@ -85,7 +88,7 @@ def compose_status(
         measured=measured(observed, target.plan),
         startup=startup(observed, target.plan),
         replica_statuses=list(replicas.statuses),
-        exclusions=_exclusions(observed, replicas),
+        exclusions=remembered((*observed.exclusions, *replicas.exclusions), revision),
         retried=resource.retry or before.retried,
         last_progress_time=progressed,
         conditions=conditions(seen, before.conditions, now=observed.now),
@@ -104,27 +107,13 @@ def _model(inspection: Inspection | None) -> Finding:
     return pending(inspection.reason, inspection.message)
 
 
-def _plan(observed: Observed, plan: PlanStatus | None) -> Finding:
+def _plan(observed: Observed, plan: PlanStatus | None, excluded: str) -> Finding:
     course = observed.course
     if course is None or course.decision is None:
         return PLANNING
-    excluded = "".join(f"; {_left_out(exclusion)}" for exclusion in observed.exclusions)
     if course.rejection:
         return fails(course.rejection.reason, course.rejection.message + excluded)
     return holds("Planned", plan.summary + excluded) if plan else PLANNING
-
-
-def _left_out(exclusion: Exclusion) -> str:
-    what = f"node {exclusion.node}" if exclusion.node else exclusion.configuration
-    until = f" until {exclusion.until}" if exclusion.until else ""
-    return f"{what} is left out{until}: {exclusion.reason}: {exclusion.message}"
-
-
-def _exclusions(observed: Observed, replicas: Replicas) -> list[Exclusion]:
-    """Those that hold and the new ones, each node and configuration once. Nodes give way first: they would be
-    found out again."""
-    found = {(one.node, one.configuration): one for one in (*observed.exclusions, *replicas.exclusions)}
-    return sorted(found.values(), key=lambda one: not one.configuration)[:MAX_EXCLUSIONS]
 
 
 def _due(observed: Observed, target: Target) -> int | None:

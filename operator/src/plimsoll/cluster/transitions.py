@@ -80,9 +80,9 @@ def _rollout(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> Iterato
     was, now = _find(before, "Progressing"), _find(after, "Progressing")
     if now and _flipped(was, now) and now.reason in TOLD_MANNERS:
         yield EmitEvent(now.reason, now.message, warning=now.status == "False")
-    known = {(one.node, one.configuration) for one in before.exclusions}
+    known = {(one.node, one.configuration, one.basis) for one in before.exclusions}
     for one in after.exclusions:
-        if (one.node, one.configuration) not in known:
+        if (one.node, one.configuration, one.basis) not in known:
             what = f"node {one.node}" if one.node else one.configuration
             yield EmitEvent("Excluded", f"{what}: {one.reason}: {one.message}", warning=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from plimsoll.actuate.revisions import Revision, wanted_revision
 from plimsoll.api.v1alpha1 import Replan
+from plimsoll.cluster.exclusions import by_basis
 from plimsoll.cluster.inspection import Inspection
 from plimsoll.cluster.observed import Observed
 
@@ -51,6 +52,6 @@ def _of_spec(observed: Observed, inspection: Inspection) -> Revision | None:
         inspection.facts,
         observed.revisions,
         observed.worker_image,
-        excluded=[one.configuration for one in observed.exclusions if one.configuration],
+        excluded=by_basis(observed.exclusions),
         replan=resource.replan,
     )

@@ -12,6 +12,8 @@ from plimsoll.sizing.configuration import Configuration, Workload
 from plimsoll.sizing.kv_cache import BLOCK_TOKENS, pool_tokens
 
 RAN_OUT_OF_MEMORY = "RanOutOfMemory"
+MOST_CONFIGURATIONS = 16
+"""After so many nothing is tried any more: status remembers no more of them, and none may be tried twice."""
 
 
 def configuration_of(plan: PlanStatus) -> str:
@@ -21,9 +23,11 @@ def configuration_of(plan: PlanStatus) -> str:
 
 
 def is_excluded(request: DeploymentRequest, config: Configuration, product: str, load: Workload) -> bool:
-    """Whether the configuration ran out of memory before."""
+    """Whether the configuration ran out of memory before, or so many did that no other is tried."""
     if not request.excluded_configurations:
         return False
+    if len(request.excluded_configurations) >= MOST_CONFIGURATIONS:
+        return True
     pool = pool_tokens(
         context=load.max_context_tokens,
         sequences=load.max_sequences,

@@ -11,7 +11,7 @@ from plimsoll.inventory.capacity import Shortage
 from plimsoll.planning import words
 from plimsoll.planning.admission import Admitted, Refused
 from plimsoll.planning.eligibility import NO_MATCHING_NODES, VOLUME_UNAVAILABLE
-from plimsoll.planning.exclusions import RAN_OUT_OF_MEMORY
+from plimsoll.planning.exclusions import MOST_CONFIGURATIONS, RAN_OUT_OF_MEMORY
 from plimsoll.planning.forecast import missed_words
 from plimsoll.planning.formats import formats
 from plimsoll.planning.options import Option, workload
@@ -156,10 +156,15 @@ def why_not(option: Option, room: Room) -> RejectedOption | None:
 
 def _tried(option: Option) -> str:
     load = option.footprint.workload
+    known = option.request.excluded_configurations
+    what = (
+        f"{option.shape} with {load.max_batched_tokens} tokens a pass ran out of memory before"
+        if len(known) < MOST_CONFIGURATIONS
+        else f"{len(known)} configurations ran out of memory, no other one is tried"
+    )
     return (
-        f"{option.shape} with {load.max_batched_tokens} tokens a pass ran out of memory before, see "
-        "status.exclusions; a smaller workload, a higher placement.memoryHeadroomPercent or other GPUs would "
-        "be another configuration"
+        f"{what}, see status.exclusions; a smaller workload, a higher placement.memoryHeadroomPercent or "
+        "other GPUs would be another configuration"
     )
 
 

@@ -235,7 +235,11 @@ class Exclusion(Model):
     message: Message = ""
     """What happened, in the words of who told it."""
     until: Timestamp | None = None
-    """When it is tried again. Absent: when the annotation plimsoll.dev/retry changes."""
+    """When a node is tried again."""
+    basis: ShortText = ""
+    """What a configuration ran out of memory with: a hash over the model's revision, the worker image,
+    podTemplate.env and placement.memoryHeadroomPercent. Another one of these, and it may be tried again; a
+    new value of the annotation plimsoll.dev/retry forgets it."""
 
 
 class LLMDeploymentStatus(Model):
