@@ -18,7 +18,7 @@ from plimsoll.cluster.lifecycle import next_actions
 from plimsoll.cluster.observation import Observer, Terms
 from plimsoll.cluster.observed import (
     Action,
-    PutObject,
+    ApplyObject,
     CreatePod,
     DeletePod,
     DeleteRevision,
@@ -370,7 +370,7 @@ class World:
             case OpenGate(pod_name, uid):
                 if self.pods.get(pod_name, {}).get("metadata", {}).get("uid") == uid:
                     self.pods[pod_name]["spec"].pop("schedulingGates", None)
-            case PutObject(body):
+            case ApplyObject(body):
                 kept = self.services if body["kind"] == "Service" else self.budgets
                 kept[body["metadata"]["name"]] = copy.deepcopy(dict(body))
             case EmitEvent():
