@@ -119,16 +119,24 @@ def test_a_scale_up_during_a_roll_out_never_serves_less_than_before() -> None:
     assert world.condition("small", "Ready")["status"] == "True"
 
 
-@pytest.mark.parametrize(("replicas", "stay"), [(1, 0), (3, 2)])
-def test_a_drain_may_take_one_replica_at_a_time(replicas: int, stay: int) -> None:
-    world = served(gpu_node("g1", 4), replicas=replicas)
+def test_a_drain_may_take_one_replica_at_a_time() -> None:
+    world = served(gpu_node("g1", 4), replicas=3)
     budget = world.budgets["small"]["spec"]
-    assert budget["minAvailable"] == stay
+    assert budget["minAvailable"] == 2
     labels = world.worker_pods()[0]["metadata"]["labels"]
     assert budget["selector"]["matchLabels"].items() <= labels.items()
     world.edit("small", replicas=4)
     world.settle()
     assert world.budgets["small"]["spec"]["minAvailable"] == 3
+
+
+def test_the_only_replica_may_go_and_is_guarded_once_it_is_not_the_only_one() -> None:
+    world = served(gpu_node("g1", 4))
+    assert not world.budgets
+    for replicas, stay in ((2, 1), (1, 0)):
+        world.edit("small", replicas=replicas)
+        world.settle()
+        assert world.budgets["small"]["spec"]["minAvailable"] == stay
 
 
 def test_a_drain_may_take_all_stages_of_one_replica(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from plimsoll.cluster.observed import (
     WriteStatus,
 )
 from plimsoll.cluster.state import ClusterView
-from plimsoll.cluster.writing import PATIENCE_SECONDS, STATUS_SECONDS, Writing
+from plimsoll.cluster.writing import STATUS_SECONDS, Writing
 
 VIEW = cast(ClusterView, None)
 PROGRESS = WriteStatus(LLMDeploymentStatus(ready_replicas=1))
@@ -91,7 +91,7 @@ def test_progress_is_written_at_most_every_other_second(setting: Setting) -> Non
 
 def test_progress_gives_way_to_pods_of_others_but_not_for_ever(setting: Setting) -> None:
     assert setting.round(a=(PROGRESS,), b=(POD,)) == [("b", CreatePod)]
-    setting.now += PATIENCE_SECONDS
+    setting.now += RUSH_SECONDS
     assert ("a", WriteStatus) in setting.round(a=(PROGRESS,), b=(POD,))
 
 
@@ -124,6 +124,17 @@ def test_services_follow_when_the_rush_is_over(setting: Setting, wait_for: Calla
     assert setting.round(a=(POD, service)) == [("a", CreatePod)]
     assert setting.round(b=()) == [], "a round without decisions: it is calm"
     wait_for(lambda: ("a", ApplyObject) in setting.executor.done, 10, "the Service is applied")
+
+
+def test_progress_is_told_once_the_services_stand(setting: Setting, wait_for: Callable[..., Any]) -> None:
+    service = ApplyObject({"kind": "Service", "metadata": {"name": "a"}}, "it is missing")
+    setting.round(a=(POD, service), b=(POD,))
+    setting.now += STATUS_SECONDS
+    assert setting.round(a=(PROGRESS,), b=(POD,)) == [("b", CreatePod)]
+    setting.round(a=())
+    wait_for(lambda: setting.woken, 10, "the Services stand, and the next round is asked for")
+    setting.now += STATUS_SECONDS
+    assert setting.round(a=(PROGRESS,)) == [("a", WriteStatus)]
 
 
 def test_a_rush_ends_for_those_who_waited_long_enough() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from plimsoll.actuate.ownership import DEPLOYMENT, NAME, WORKER, Owner, labels, metadata
@@ -23,3 +24,8 @@ def pod_disruption_budget(owner: Owner, replicas: int, stages: int) -> dict[str,
             "selector": {"matchLabels": {NAME: WORKER, DEPLOYMENT: owner.name}},
         },
     }
+
+
+def keeps_any(budget: Mapping[str, Any]) -> bool:
+    """Whether it is worth writing: with one that keeps no pod a drain does what it does with none."""
+    return bool(budget["spec"]["minAvailable"])

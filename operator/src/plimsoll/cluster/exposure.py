@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from plimsoll.actuate import services
 from plimsoll.actuate.diff import compare
-from plimsoll.actuate.disruption import pod_disruption_budget
+from plimsoll.actuate.disruption import keeps_any, pod_disruption_budget
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec
 from plimsoll.cluster.observed import ApplyObject, Object, Observed
 from plimsoll.cluster.targets import Target
@@ -15,13 +15,14 @@ from plimsoll.cluster.targets import Target
 
 def exposure(observed: Observed, spec: LLMDeploymentSpec, target: Target) -> list[ApplyObject]:
     """What is missing or says something else, and where it differs."""
+    owner = observed.resource.owner
     budget = pod_disruption_budget(
-        observed.resource.owner,
+        owner,
         spec.replicas,
         min((plan.pipeline_parallel for plan in target.plans), default=1),
     )
     bodies = [(body, observed.services) for body in _services(observed, spec, target)]
-    if target.plans:
+    if target.plans and (keeps_any(budget) or owner.name in observed.budgets):
         bodies.append((budget, observed.budgets))
     found: list[ApplyObject] = []
     for body, known in bodies:

@@ -6,12 +6,14 @@ restarted in between.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+from plimsoll.actuate.ownership import REVISION
 from plimsoll.api.v1alpha1 import Condition, LLMDeploymentStatus, ReplicaStatus
 from plimsoll.cluster.course import Manner
 from plimsoll.cluster.observed import CreatePod, EmitEvent
 from plimsoll.cluster.silence import NODE_NOT_READY
+from plimsoll.inventory.selectors import pinned_node
 
 TOLD_MANNERS = {Manner.SURGE.value, Manner.RECREATE.value, "ProgressDeadlineExceeded"}
 
@@ -22,8 +24,7 @@ def events(
     """Events of one step, in the order of the story."""
     return (
         *_model(before, after),
-        *_plan(before, after),
-        *_pods(creates),
+        *_plan(before, after, [create for create in creates if create.pinned]),
         *_failures(before.replica_statuses, after.replica_statuses),
         *_rollout(before, after),
         *_readiness(before, after),
@@ -40,23 +41,32 @@ def _model(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> Iterator[
             yield EmitEvent("ModelFailed", f"{now.reason}: {now.message}", warning=True)
 
 
-def _plan(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> Iterator[EmitEvent]:
+def _plan(
+    before: LLMDeploymentStatus, after: LLMDeploymentStatus, creates: Sequence[CreatePod]
+) -> Iterator[EmitEvent]:
+    """What was decided and the pods of that in one event: each is a write. Pods that come later have one of
+    their own."""
     known = {(plan.revision, plan.id) for plan in before.plans}
-    for plan in after.plans:
-        if (plan.revision, plan.id) not in known:
-            yield EmitEvent("Planned", f"{plan.summary} (plan {plan.id})")
+    new = [plan for plan in after.plans if (plan.revision, plan.id) not in known]
+    for plan in new:
+        pods = _pods(create for create in creates if _revision(create) == plan.revision)
+        yield EmitEvent("Planned", ": ".join(filter(None, (f"{plan.summary} (plan {plan.id})", pods))))
+    told = {plan.revision for plan in new}
+    if pods := _pods(create for create in creates if _revision(create) not in told):
+        yield EmitEvent("ReplicaCreated", pods)
     was, now = _find(before, "Planned"), _find(after, "Planned")
     if now and now.status == "False" and _flipped(was, now):
         yield EmitEvent("PlanRejected", f"{now.reason}: {now.message}", warning=True)
 
 
-def _pods(creates: Iterable[CreatePod]) -> Iterator[EmitEvent]:
-    for create in creates:
-        if create.pinned:
-            terms = create.body["spec"]["affinity"]["nodeAffinity"]
-            required = terms["requiredDuringSchedulingIgnoredDuringExecution"]
-            node = required["nodeSelectorTerms"][0]["matchFields"][0]["values"][0]
-            yield EmitEvent("ReplicaCreated", f"pod {create.name} on node {node}")
+def _pods(creates: Iterable[CreatePod]) -> str:
+    return ", ".join(
+        f"pod {create.name} on node {pinned_node(create.body['spec']['affinity'])}" for create in creates
+    )
+
+
+def _revision(create: CreatePod) -> str:
+    return str(create.body["metadata"]["labels"][REVISION])
 
 
 def _failures(before: Iterable[ReplicaStatus], after: Iterable[ReplicaStatus]) -> Iterator[EmitEvent]:

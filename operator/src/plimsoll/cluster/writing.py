@@ -2,7 +2,7 @@
 
     revision, status, pods ─► the round waits for them: the next plan must see them
     Services, old revisions ─► follow while the next round plans, and events; both give way to a rush
-    status without a decision ─► at most every other second, and after the decisions of others
+    status without a decision ─► at most every other second, after others' decisions and its own Services
     a resource whose writes failed ─► left alone for a while; it is planned all the same
 
 In one queue, the Services of the first resource (the API server's slowest write) would delay the pods of the
@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from plimsoll.actuate.apply import Ending, Executor, Result
-from plimsoll.cluster.calm import Calm
+from plimsoll.cluster.calm import RUSH_SECONDS, Calm
 from plimsoll.cluster.observed import (
     Action,
     ApplyObject,
@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 WRITERS, LATER_WRITERS = 16, 4
 STATUS_SECONDS = 2.0
 """A pod that starts passes several states in a second; a status that tells progress waits for the last."""
-PATIENCE_SECONDS = 5.0
-"""How long such a status gives way to decisions and pods of others."""
 LONGEST_PAUSE_SECONDS = 60.0
 LATER = (ApplyObject, DeleteRevision)
 
@@ -143,7 +141,7 @@ class Writing:
         uid = one.resource.uid
         result = self._do(one, actions, memory, view)
         with self._lock:
-            more = self._busy.pop(uid)
+            more = self._busy.pop(uid) or uid in self._waiting
             self._ended[uid] = self._monotonic()
         self._judge(uid, result)
         if more:
@@ -177,12 +175,13 @@ class Writing:
             return pause is not None and now < pause.until
 
     def _may_wait(self, one: Observed, outcome: Outcome, now: float, *, urgent: bool) -> bool:
-        """It is but a status, and the last one is not two seconds old or there are decisions to write."""
+        """It is but a status, and the last one is not two seconds old, or there are decisions to write, or
+        its Services are on their way and would have to be told of in another one."""
         uid = one.resource.uid
         with self._lock:
             since = self._waiting.get(uid, now)
             early = now < self._told_at.get(uid, now - STATUS_SECONDS) + STATUS_SECONDS
-            gives_way = urgent and now < since + PATIENCE_SECONDS
+            gives_way = (urgent or uid in self._busy) and now < since + RUSH_SECONDS
             waits = (early or gives_way) and not _decides(one, outcome)
             if waits:
                 self._waiting[uid] = since
