@@ -13,6 +13,7 @@ import torch
 from plimsoll_worker.engine.block_pool import BlockPool
 from plimsoll_worker.engine.capacity import Ledger
 from plimsoll_worker.engine.engine import Engine
+from plimsoll_worker.engine.guide import Grammars
 from plimsoll_worker.engine.model_runner import ModelRunner
 from plimsoll_worker.engine.scheduler import Scheduler
 from plimsoll_worker.engine.watchdog import Watchdog
@@ -39,11 +40,13 @@ def open_service(
         max_sequences=launch.max_concurrent_sequences,
         max_batched_tokens=launch.max_batched_tokens,
     )
-    engine = Engine(runner, scheduler, stepped=stepped)
+    config = runner.model.config
+    eos = frozenset(config.eos_token_ids) | tokenizer.eos_token_ids
+    grammars = Grammars(tokenizer, vocabulary=config.vocab_size, eos=eos)
+    engine = Engine(runner, scheduler, grammars=grammars, stepped=stepped)
     if launch.device is Device.GPU:
         # Not on a CPU: there a long prompt may rightly take longer than any limit worth having.
         Watchdog(engine.busy_seconds, lambda seconds: end_now(launch, _stuck(seconds))).start()
-    config = runner.model.config
 
     def report() -> Report:
         return Report(
@@ -73,7 +76,7 @@ def open_service(
             limits=Limits(
                 context=launch.max_context_tokens,
                 vocabulary=config.vocab_size,
-                eos_token_ids=frozenset(config.eos_token_ids) | tokenizer.eos_token_ids,
+                eos_token_ids=eos,
                 sequences=engine.max_live,
             ),
             block_size=runner.cache.block_size,

@@ -11,6 +11,9 @@ Python:
     schedule 1, launch 1
     schedule 2, launch 2, read 1        an end found in 1 makes 2's token of that sequence void
     schedule 3, launch 3, read 2
+
+Which token may follow the one just read, where a grammar has a say in it, is found by other threads, whose
+answer comes as one more command.
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Ordered
+from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+from plimsoll_worker.engine.guide import Allowed, Grammars
 from plimsoll_worker.engine.in_flight import InFlight
 from plimsoll_worker.engine.scheduler import Scheduled, Scheduler
 from plimsoll_worker.engine.sequence import FinishReason, Sequence, TokenEvent
@@ -82,18 +87,22 @@ class Engine:
         runner: Runner,
         scheduler: Scheduler,
         *,
+        grammars: Grammars | None = None,
         clock: Callable[[], float] = time.monotonic,
         stepped: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`stepped` hears how many tokens each step computes."""
+        """`stepped` hears how many tokens each step computes. Without `grammars` no sequence may have one."""
         self.max_live = scheduler.max_sequences * (1 + QUEUED_PER_RUNNING)
         self._runner = runner
         self._scheduler = scheduler
+        self._grammars = grammars
         self._clock = clock
         self._stepped = stepped
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._sequences: dict[str, Sequence] = {}
         self._flights: deque[InFlight] = deque()
+        self._stalled = False
+        """The last step had nothing to compute: everybody waits for tokens, or for what may follow them."""
         self._live = 0
         self._live_lock = threading.Lock()
         self._closed = False
@@ -151,8 +160,7 @@ class Engine:
         """Serve until drained. An exception of a step ends every sequence as failed and is raised."""
         try:
             while not self._drained():
-                self._obey(wait=not self._sequences and not self._flights)
-                self._step()
+                self._turn()
         except BaseException:
             self._closed = True
             for sequence in self._sequences.values():
@@ -166,7 +174,11 @@ class Engine:
         """Work until every sequence has ended: for who has no other thread, instead of `run`."""
         self._obey(wait=False)
         while self._sequences or self._flights:
-            self._step()
+            self._turn()
+
+    def _turn(self) -> None:
+        self._obey(wait=not self._flights and (self._stalled or not self._sequences))
+        self._step()
 
     def _drained(self) -> bool:
         if self._deadline is None:
@@ -186,6 +198,7 @@ class Engine:
     def _step(self) -> None:
         self._busy_since = self._clock()
         step = self._scheduler.schedule()
+        self._stalled = not step
         if step:
             self._flights.append(self._runner.launch(step))
             self._note(step)
@@ -202,20 +215,46 @@ class Engine:
 
     def _read(self, flight: InFlight) -> None:
         """Hand out the tokens of a step."""
+        guided = []
         for sequence, token, logprobs in flight.tokens():
             if sequence.id not in self._sequences:  # it ended after this step was launched
                 continue
             finish = sequence.append(token)
             if finish is None:
                 self._scheduler.publish(sequence)
+                if sequence.guide is not None:
+                    guided.append((sequence, sequence.guide, token))
             else:
                 self._forget(sequence)
             sequence.emit(TokenEvent(token, finish, logprobs))
+        if guided:
+            assert self._grammars is not None
+            found = self._grammars.follow([(guide, (token,)) for _, guide, token in guided])
+            self._await([sequence for sequence, _, _ in guided], found)
 
     def _start(self, sequence: Sequence) -> None:
         self._sequences[sequence.id] = sequence
         sequence.submitted_at = self._clock()
         self._scheduler.add(sequence)
+        if sequence.params.grammar is not None:
+            assert self._grammars is not None, "an engine without a tokenizer knows no grammars"
+            sequence.guide = self._grammars.guide(sequence.params.grammar)
+            self._await([sequence], self._grammars.begin(sequence.guide))
+
+    def _await(self, sequences: Ordered[Sequence], found: Future[list[Allowed | None]]) -> None:
+        """Go on with these sequences once it is known what may come next in each."""
+        found.add_done_callback(
+            lambda done: self._commands.put(lambda: self._allow(sequences, done.result()))
+        )
+
+    def _allow(self, sequences: Ordered[Sequence], found: Ordered[Allowed | None]) -> None:
+        for sequence, allowed in zip(sequences, found, strict=True):
+            if sequence.id not in self._sequences:  # it was aborted meanwhile
+                continue
+            sequence.allowed = allowed
+            if allowed is None:
+                self._forget(sequence)
+                sequence.emit(TokenEvent(None, FinishReason.DEAD_END))
 
     def _abort(self, sequence_id: str) -> None:
         sequence = self._sequences.get(sequence_id)

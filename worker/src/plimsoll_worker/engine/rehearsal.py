@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from plimsoll_worker.engine.guide import Allowed
 from plimsoll_worker.engine.scheduler import Scheduled
 from plimsoll_worker.engine.sequence import SamplingParams, Sequence, TokenEvent
 
@@ -33,37 +34,48 @@ def longest_steps(
         logit_bias={0: 1.0},
         logprobs=min(LOGPROBS, vocabulary),
         stop_token_ids=frozenset({0}),
+        grammar="",
         seed=0,
     )
+    everything = b"\xff" * (4 * -(-vocabulary // 32))
     plain = SamplingParams(max_tokens=1, temperature=1.0, seed=0)
-    yield _prompts(rich, tokens, context, sequences, block_size)
-    for params in (rich, plain):
-        yield [_part(params, slot, context - 1, 1, block_size) for slot in range(min(sequences, tokens))]
+    yield _prompts(rich, everything, tokens, context, sequences, block_size)
+    for params, allowed in ((rich, everything), (plain, None)):
+        yield [
+            _part(params, allowed, slot, context - 1, 1, block_size) for slot in range(min(sequences, tokens))
+        ]
 
 
 def chunk(tokens: int, block_size: int) -> list[Scheduled]:
     """One sequence's second part: `tokens` tokens behind a first one."""
-    return [_part(SamplingParams(max_tokens=1), 0, 1, tokens, block_size)]
+    return [_part(SamplingParams(max_tokens=1), None, 0, 1, tokens, block_size)]
 
 
 def _prompts(
-    params: SamplingParams, tokens: int, context: int, sequences: int, block_size: int
+    params: SamplingParams,
+    allowed: Allowed | None,
+    tokens: int,
+    context: int,
+    sequences: int,
+    block_size: int,
 ) -> list[Scheduled]:
     """As many sequences as may run share `tokens` tokens: one takes what the others leave."""
     rows = min(sequences, tokens)
     step = []
     for slot in range(rows):
         count = min(context, tokens - (rows - slot - 1))
-        step.append(_part(params, slot, context - count, count, block_size))
+        step.append(_part(params, allowed, slot, context - count, count, block_size))
         tokens -= count
     return step
 
 
-def _part(params: SamplingParams, slot: int, start: int, count: int, block_size: int) -> Scheduled:
+def _part(
+    params: SamplingParams, allowed: Allowed | None, slot: int, start: int, count: int, block_size: int
+) -> Scheduled:
     made_up = Sequence(id=f"rehearsal-{slot}", prompt=(0,) * (start + count), params=params, emit=_ignore)
     made_up.slot = slot
     made_up.block_table = list(range(-(-(start + count) // block_size)))
-    return Scheduled(made_up, start, count, completes=True)
+    return Scheduled(made_up, start, count, completes=True, allowed=allowed)
 
 
 def _ignore(event: TokenEvent) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plimsoll_worker.engine.guide import Allowed
 from plimsoll_worker.engine.scheduler import Scheduled
 from plimsoll_worker.engine.sequence import SamplingParams
 from plimsoll_worker.kernels import ops
@@ -74,6 +75,7 @@ class Sampler:
             logits = logits.to(torch.float32, copy=True)
             self._bias(logits, rows)
             self._penalize(logits, rows)
+            self._constrain(logits, rows)
             self._filter(logits, rows)
         tokens = draw(logits, noise)
         return Chosen(tokens, self._tell(raw, tokens, params))
@@ -125,6 +127,21 @@ class Sampler:
         )
         logits.index_copy_(0, index, part)
 
+    def _constrain(self, logits: Tensor, rows: Ordered[Scheduled]) -> None:
+        asking = [(row, part.allowed) for row, part in enumerate(rows) if part.allowed is not None]
+        for first in range(0, len(asking), ROWS_AT_A_TIME):
+            chosen, masks = zip(*asking[first : first + ROWS_AT_A_TIME], strict=True)
+            index = self._put(chosen, torch.int64)
+            allowed = self._bits(masks)[:, : logits.shape[1]]
+            part = logits.index_select(0, index).masked_fill_(allowed == 0, -torch.inf)
+            logits.index_copy_(0, index, part)
+
+    def _bits(self, masks: Ordered[Allowed]) -> Tensor:
+        """(rows, tokens) uint8, 0 or 1, of a bit for each token."""
+        packed = self._send(torch.frombuffer(bytearray(b"".join(masks)), dtype=torch.uint8))
+        places = torch.arange(8, dtype=torch.uint8, device=self._device)
+        return (packed.view(len(masks), -1, 1) >> places & 1).flatten(1)
+
     def _filter(self, logits: Tensor, rows: Ordered[Scheduled]) -> None:
         asking = [row for row, scheduled in enumerate(rows) if scheduled.sequence.params.filtered]
         for first in range(0, len(asking), ROWS_AT_A_TIME):
@@ -158,10 +175,13 @@ class Sampler:
         return told
 
     def _put(self, values: Ordered[float] | Ordered[int], dtype: torch.dtype) -> Tensor:
-        """A small tensor on the device; from pinned memory, so that nobody waits."""
+        return self._send(torch.tensor(values, dtype=dtype))
+
+    def _send(self, values: Tensor) -> Tensor:
+        """A small tensor of the host on the device; from pinned memory, so that nobody waits."""
         if self._device.type == "cpu":
-            return torch.tensor(values, dtype=dtype)
-        return torch.tensor(values, dtype=dtype, pin_memory=True).to(self._device, non_blocking=True)
+            return values
+        return values.pin_memory().to(self._device, non_blocking=True)
 
 
 def draw(logits: Tensor, noise: Noise) -> Tensor:
@@ -182,7 +202,13 @@ def draw(logits: Tensor, noise: Noise) -> Tensor:
 
 def _only_tells(params: SamplingParams) -> bool:
     """Whether logprobs are all that is asked for beside temperature and seed."""
-    return not (params.penalised or params.filtered or params.logit_bias or params.min_tokens > 0)
+    return not (
+        params.penalised
+        or params.filtered
+        or params.logit_bias
+        or params.min_tokens > 0
+        or params.grammar is not None
+    )
 
 
 def keep_likely(

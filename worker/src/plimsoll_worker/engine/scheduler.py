@@ -7,7 +7,8 @@ its own back and is computed again later, mostly from the prefix cache; swapping
 alternative, and costs the memory it wants to save.
 
 Steps are scheduled before the tokens of the step before are known: a sampled token counts as `pending` until
-it is read. Blocks may be given on at once all the same, because the device works off steps in order.
+it is read. Blocks may be given on at once all the same, because the device works off steps in order. An
+answer under a grammar cannot go on before its token is read: it sits out steps that others take part in.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from bisect import insort
 from dataclasses import dataclass
 
 from plimsoll_worker.engine.block_pool import BlockPool
+from plimsoll_worker.engine.guide import Allowed
 from plimsoll_worker.engine.sequence import Sequence
 
 
@@ -29,6 +31,8 @@ class Scheduled:
     count: int
     completes: bool
     """Whether every known token is computed after this step, so that a new one is sampled."""
+    allowed: Allowed | None = None
+    """Where it is: the tokens that may be sampled; None: all."""
 
 
 class Scheduler:
@@ -78,9 +82,9 @@ class Scheduler:
             if count and sequence.slot >= 0 and self._make_room(sequence, count, step):
                 budget -= self._take(sequence, count, step)
         while budget and (admitted := self._admit()) is not None:
-            count = min(admitted.remaining, budget)
-            self.pool.grow(admitted.block_table, admitted.computed + count)
-            budget -= self._take(admitted, count, step)
+            if count := min(admitted.remaining, budget):
+                self.pool.grow(admitted.block_table, admitted.computed + count)
+                budget -= self._take(admitted, count, step)
         return step
 
     def publish(self, sequence: Sequence) -> None:
@@ -95,12 +99,14 @@ class Scheduler:
 
     def _take(self, sequence: Sequence, count: int, step: list[Scheduled]) -> int:
         start = sequence.computed
-        completes = count == sequence.remaining
         sequence.computed += count
+        completes = sequence.computed == sequence.known
+        allowed = sequence.allowed if completes else None
         if completes:
             sequence.pending += 1
+            sequence.allowed = None
         self.publish(sequence)
-        step.append(Scheduled(sequence, start, count, completes))
+        step.append(Scheduled(sequence, start, count, completes, allowed))
         return count
 
     def _admit(self) -> Sequence | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from plimsoll_worker.engine.block_pool import BlockHash, block_hash, root_hash
+from plimsoll_worker.engine.guide import Allowed, Guide
 
 GREEDY_BELOW = 1e-5
 """Temperatures below are greedy: dividing by them only overflows."""
@@ -25,6 +26,8 @@ class FinishReason(StrEnum):
     """The client went away, or time to drain was over."""
     FAILED = "failed"
     """The engine broke."""
+    DEAD_END = "dead_end"
+    """No token may come next by the grammar, or it is too much work to tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class SamplingParams:
     """None: not asked for; else how many of the likeliest tokens to tell beside the chosen one."""
     seed: int | None = None
     stop_token_ids: frozenset[int] = frozenset()
+    grammar: str | None = None
+    """What the answer must follow, as llguidance has it; None: nothing."""
 
     @property
     def greedy(self) -> bool:
@@ -96,6 +101,7 @@ class SamplingParams:
             or self.logit_bias
             or self.logprobs is not None
             or self.min_tokens > 0
+            or self.grammar is not None
         )
 
 
@@ -115,6 +121,10 @@ class Sequence:
 
     tokens: list[int] = field(init=False)
     """Prompt and answer, as far as they are known here."""
+    guide: Guide | None = None
+    """Its place in its grammar, if it has one."""
+    allowed: Allowed | None = None
+    """Which tokens the grammar lets come next; None: not found yet."""
     pending: int = 0
     """Tokens sampled on the device and not yet read: 0 or 1."""
     computed: int = 0
@@ -152,10 +162,18 @@ class Sequence:
         return self.tokens[len(self.prompt) :]
 
     @property
+    def known(self) -> int:
+        """Tokens here and on the device."""
+        return len(self.tokens) + self.pending
+
+    @property
     def remaining(self) -> int:
-        """Tokens to compute: 1 while decoding, more before, 0 when the last token is only to be read."""
-        known = len(self.tokens) + self.pending
-        return 0 if known - len(self.prompt) >= self.params.max_tokens else known - self.computed
+        """Tokens to compute: 1 while decoding, more before, 0 when the last token is only to be read. The
+        last one, whose logits the next is drawn from, waits for the grammar to say what may be drawn."""
+        if self.known - len(self.prompt) >= self.params.max_tokens:
+            return 0
+        waits = self.params.grammar is not None and self.allowed is None
+        return self.known - self.computed - waits
 
     def hashes(self, block_size: int, blocks: int) -> list[BlockHash]:
         """Names of the first `blocks` blocks; their tokens must be known."""
