@@ -121,6 +121,31 @@ def test_a_report_that_cannot_be_read_names_port_and_namespace_and_takes_nothing
     assert world.condition("small", "Ready")["status"] == "True"
 
 
+@pytest.mark.parametrize("changes", [{}, {"tensor_parallel": 2}], ids=["agrees", "disagrees"])
+def test_a_restarted_operator_that_has_asked_nobody_yet_forgets_nothing(
+    world: World, plan: PlanStatus, changes: dict[str, Any]
+) -> None:
+    answer(world, ReportAnswer(report(plan, **changes)))
+    world.restart()
+    world.reports.clear()
+    world.pass_time(minutes=1)
+    assert world.step() == 0
+    answer(world, ReportAnswer(report(plan)))
+    assert world.condition("small", "Verified")["status"] == "True"
+
+
+def test_what_was_read_of_one_pod_is_not_said_of_the_next(world: World, plan: PlanStatus) -> None:
+    answer(world, ReportAnswer(report(plan)))
+    world.reports.clear()
+    world.pass_time(minutes=1)
+    del world.pods[world.worker_pods()[0]["metadata"]["name"]]
+    world.settle()
+    world.run_pods()
+    world.settle()
+    assert world.condition("small", "Verified")["reason"] == "AwaitingReport"
+    assert not world.status("small")["measured"]
+
+
 # --- over sockets
 
 

@@ -338,6 +338,9 @@ _STATUS: dict[bool | None, Literal["True", "False", "Unknown"]] = {
     None: "Unknown",
 }
 
+FOUND = {status: found for found, status in _STATUS.items()}
+"""What a condition's status says of its step."""
+
 
 def _dated(
     found: dict[ConditionType, Finding], generation: int, previous: Iterable[Condition], now: datetime

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from plimsoll.api.conditions import AWAITING_REPORT, Finding, fails, holds, pending
-from plimsoll.api.v1alpha1 import MeasuredStage, PlanStatus
+from plimsoll.api.conditions import AWAITING_REPORT, FOUND, ConditionType, Finding, fails, holds, pending
+from plimsoll.api.v1alpha1 import Condition, MeasuredStage, PlanStatus
 from plimsoll.cluster.observed import Observed, ReportAnswer
-from plimsoll.cluster.own_pods import OwnPod
+from plimsoll.cluster.own_pods import OwnPod, at
 from plimsoll_worker.launch import ADMIN_PORT, DeviceReport, Report
 
 
@@ -31,13 +31,26 @@ def verify(observed: Observed, plan: PlanStatus | None) -> Finding:
         if answer.report is None:
             return pending("ReportUnreachable", _unreachable(pod, answer, observed.operator_namespace))
     if not answers:
-        return AWAITING_REPORT
+        known = _found_before(observed, plan)
+        return Finding(FOUND[known.status], known.reason, known.message) if known else AWAITING_REPORT
     told = "the worker runs" if len(answers) == 1 else f"{len(answers)} workers run"
     return holds("ReportsAgree", f"{told} what was planned")
 
 
 def _ready(observed: Observed, plan: PlanStatus | None) -> list[OwnPod]:
     return [pod for pod in observed.worker_pods if plan and pod.revision == plan.revision and pod.ready]
+
+
+def _found_before(observed: Observed, plan: PlanStatus | None) -> Condition | None:
+    """What status says of a worker that is ready since then. A restarted operator has asked nobody yet; what
+    the one before it read is not forgotten until somebody is asked again."""
+    status = observed.resource.status
+    known = next((one for one in status.conditions if one.type == ConditionType.VERIFIED), None)
+    if known is None or plan is None or status.update_revision != plan.revision:
+        return None
+    since = at(known.last_transition_time)
+    asked = any(pod.ready_since and at(pod.ready_since) <= since for pod in _ready(observed, plan))
+    return known if asked else None
 
 
 def _unreachable(pod: OwnPod, answer: ReportAnswer, namespace: str) -> str:
@@ -67,7 +80,8 @@ def mismatch(plan: PlanStatus, stage: int, report: Report) -> str:
 
 
 def measured(observed: Observed, plan: PlanStatus | None) -> list[MeasuredStage]:
-    """The worst rank of each stage over all replicas of the plan."""
+    """The worst rank of each stage over all replicas of the plan; what was measured before, while nobody has
+    been asked since the operator started."""
     worst: dict[int, tuple[DeviceReport, Report]] = {}
     for pod in _ready(observed, plan):
         answer = observed.reports.get(pod.uid)
@@ -77,6 +91,8 @@ def measured(observed: Observed, plan: PlanStatus | None) -> list[MeasuredStage]
         if pod.stage not in worst or device.bytes.total > worst[pod.stage][0].bytes.total:
             worst[pod.stage] = device, answer.report
     assert plan is not None or not worst
+    if not worst and _found_before(observed, plan):
+        return list(observed.resource.status.measured)
     return [_stage(plan, stage, *found) for stage, found in sorted(worst.items()) if plan]
 
 
