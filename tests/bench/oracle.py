@@ -105,7 +105,7 @@ class Choices:
             except ParallelRefused:
                 continue
             for name, (gpu, widest) in self._kinds.items():
-                able = not unsupported(ENGINE, kept, config, gpu.compute_capability)
+                able = not unsupported(ENGINE, facts, kept, config, gpu.compute_capability)
                 choice = Choice(name, tensor, pipeline)
                 if able and widest >= tensor and line(gpu.memory_bytes, 3) >= needed and choice not in found:
                     found.append(choice)

@@ -259,6 +259,7 @@ def ledger(device: str) -> Json:
     from plimsoll_worker.bench.prepare import prepare
 
     arguments = argparse.Namespace(
+        weights=None,
         shape="tiny" if device == "cpu" else "qwen3-0.6b",
         context=512 if device == "cpu" else 8192,
         sequences=4 if device == "cpu" else 64,

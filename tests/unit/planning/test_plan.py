@@ -413,7 +413,7 @@ REJECTIONS: dict[str, tuple[list[NodeView], list[PodView], dict[str, Any], Capab
         {"placement": CPU, "quantization": {"weights": "BF16"}},
         CAPABILITIES,
         "EngineUnsupported",
-        ["engine 0.2.0 runs FP32 on CPU"],
+        ["engine 0.2.0 runs FP32 or INT8 or FP8 or INT4 on CPU"],
     ),
     "an architecture that the engine does not know": (
         [gpu_node("h")],
@@ -510,8 +510,8 @@ def test_what_a_rejection_proposes_really_fits() -> None:
     nodes = [gpu_node("l", L4, 1)]
     message = refused(decide_one(nodes, request())).message
     words = message.split()
-    context = int(words[words.index("workload.maxContextTokens:") + 1])
-    sequences = int(words[words.index("workload.maxConcurrentSequences:") + 1])
+    context = int(words[words.index("workload.maxContextTokens:") + 1].rstrip(";"))
+    sequences = int(words[words.index("workload.maxConcurrentSequences:") + 1].rstrip(";"))
     for workload, fits in (
         ({"maxContextTokens": context}, True),
         ({"maxContextTokens": context + 16}, False),

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from tests.unit.planning.builders import H100, L4, T4, decide_one, gpu_node, llama, node, pod, request
 
+from tests.unit.sizing.test_properties import PUBLISHED
+
 from plimsoll.api.v1alpha1 import PlanStatus
 from plimsoll.model.facts import LayerClass, ModelFacts, TensorGroup
 from plimsoll.planning.formats import LADDER, formats
@@ -20,6 +22,14 @@ FULL = Capabilities.model_validate_json(
     (Path(__file__).parents[3] / "samples/capabilities/full.json").read_text(encoding="utf-8")
 )
 """An engine that runs everything that can be planned."""
+PLAIN = CAPABILITIES.model_copy(
+    update={
+        "weights": {Device.GPU: (Precision.BF16, Precision.FP16, Precision.FP32)},
+        "kv_cache": {},
+        "checkpoints": {},
+    }
+)
+"""One that quantizes nothing."""
 GIB = 1 << 30
 
 
@@ -99,20 +109,20 @@ def test_what_the_message_proposes_really_fits() -> None:
 
 
 def test_an_engine_that_does_not_quantize_is_not_offered_a_precision() -> None:
-    assert "quantization" not in refused([gpu_node("l", L4, 1)], llama(8), CAPABILITIES).message
+    assert "quantization" not in refused([gpu_node("l", L4, 1)], llama(8), PLAIN).message
 
 
 @pytest.mark.parametrize("precision", ["FP8", "INT8", "INT4"])
 def test_what_the_engine_cannot_run_is_told_with_what_it_can(precision: str) -> None:
     asked = {"weights": precision}
-    rejection = refused([gpu_node("h", H100, 1)], llama(8), CAPABILITIES, quantization=asked)
+    rejection = refused([gpu_node("h", H100, 1)], llama(8), PLAIN, quantization=asked)
     assert rejection.reason == "EngineUnsupported"
     assert f"{precision} TP1 would fit on 1 {H100}" in rejection.message
     assert "runs BF16 or FP16 or FP32 on GPU: set quantization.weights to that" in rejection.message
 
 
 def test_an_fp8_cache_needs_an_engine_that_keeps_it() -> None:
-    rejection = refused([gpu_node("h", H100, 1)], llama(8), CAPABILITIES, quantization={"kvCache": "FP8"})
+    rejection = refused([gpu_node("h", H100, 1)], llama(8), PLAIN, quantization={"kvCache": "FP8"})
     assert rejection.reason == "EngineUnsupported"
     assert "runs no FP8 KV cache on GPU: set quantization.kvCache: Native" in rejection.message
 
@@ -194,7 +204,7 @@ class TestQuantizedCheckpoints:
         assert "write Native, or name the unquantized one in spec.model" in message
 
     def test_one_that_the_engine_does_not_load_is_refused_by_its_format(self) -> None:
-        rejection = refused([gpu_node("h", H100, 8)], quantized(llama(8)), CAPABILITIES)
+        rejection = refused([gpu_node("h", H100, 8)], quantized(llama(8)), PLAIN)
         assert rejection.reason == "EngineUnsupported"
         assert "loads no gptq checkpoint: name the unquantized one" in rejection.message
 
@@ -206,5 +216,23 @@ def test_a_cpu_keeps_what_it_computes_in() -> None:
     asked = {"floor": "INT4"}
     plan = planned([node("c")], llama(1, layers=16), placement={"device": "CPU"}, quantization=asked)
     assert (plan.device, plan.weights) == (Device.CPU, "FP32")
-    told = refused([node("c")], llama(1), placement={"device": "CPU"}, quantization={"weights": "INT8"})
-    assert (told.reason, "runs FP32 on CPU" in told.message) == ("EngineUnsupported", True)
+    rounded = planned(
+        [node("c")], llama(1, layers=16), placement={"device": "CPU"}, quantization={"weights": "INT8"}
+    )
+    assert (rounded.weights, rounded.compute) == ("INT8", "FP32")
+
+
+@pytest.mark.parametrize("asked", [{"weights": "INT8"}, {"weights": "Auto", "floor": "INT4"}], ids=str)
+def test_experts_are_not_promised_in_a_precision_that_the_engine_keeps_no_experts_in(
+    asked: dict[str, str],
+) -> None:
+    able = CAPABILITIES.model_copy(update={"quantized_experts": True})
+    nodes, sparse = [gpu_node("h", H100, 1)], PUBLISHED["Qwen/Qwen3-30B-A3B"]
+    assert planned(nodes, sparse, able, quantization=asked).weights in ("INT8", "BF16")
+    unable = CAPABILITIES.model_copy(update={"quantized_experts": False})
+    if asked["weights"] == "INT8":
+        rejection = refused(nodes, sparse, unable, quantization=asked)
+        assert rejection.reason == "EngineUnsupported"
+        assert "keeps no experts in INT8: set quantization.weights: BF16" in rejection.message
+    else:
+        assert planned(nodes, sparse, unable, quantization=asked).weights == "BF16"

@@ -33,7 +33,7 @@ def test_sizing_and_the_launch_contract_speak_of_the_same_schemes(
     assert (told.name, told.bits, told.group_size) == (scheme.name, scheme.bits, scheme.group)
     assert told.scale_type is not None
     width = Precision(told.scale_type).bytes
-    assert scheme.group_bytes == (2 * width if scheme is INT4 else width), "INT4 keeps a minimum beside it"
+    assert scheme.scale_bytes(64, Precision.BF16) == (2 * width if scheme is INT4 else width)
 
 
 def loading(scheme: QuantizationScheme, *, tensor: int = 1) -> Configuration:
@@ -80,7 +80,7 @@ def test_a_cut_through_a_group_of_scales_is_refused_and_per_row_scales_allow_it(
 
 def test_the_last_group_of_a_row_may_be_short() -> None:
     # SmolLM2: 576 columns are four groups and a half.
-    assert INT4.matrix_bytes(1, 576) == 288 + 5 * 4
+    assert (INT4.packed_bytes(576), INT4.scale_bytes(576, Precision.BF16)) == (288, 5 * 4)
     facts = facts_of(SMOLLM2)
     by_row = 576 + 2 * 192 + 2 * 1536
     matrices_of_layer = by_row * (288 + 20) + 576 * (288 + 20) + 576 * (768 + 12 * 4)
@@ -91,7 +91,7 @@ def test_the_last_group_of_a_row_may_be_short() -> None:
 def test_biases_stay_in_16_bit() -> None:
     facts = facts_of("Qwen/Qwen3-8B", model_type="qwen2", num_key_value_heads=8, head_dim=None)
     biases, norms = 4096 + 2 * 1024, 2 * 4096
-    assert layer_parts(facts, facts.layers[0], 1, INT8).rest == biases + norms
+    assert layer_parts(facts, facts.layers[0], 1, Quantized(INT8, Precision.BF16)).rest == biases + norms
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))

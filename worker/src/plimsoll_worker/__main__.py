@@ -66,12 +66,19 @@ def run(launch: Launch, settings: Settings) -> None:
         tokenizer = checkpoint.tokenizer()
         frontend.speak(tokenizer)
         memory = open_device(launch.device)
-        check_plan(launch, checkpoint.config, memory.product)
-        kernels.want(launch, checkpoint.config)
+        check_plan(
+            launch,
+            checkpoint.config,
+            memory.product,
+            checkpoint=checkpoint.stored.format if checkpoint.stored else "",
+            capability=memory.capability,
+        )
+        kernels.want(launch, checkpoint.config, checkpoint.stored.form if checkpoint.stored else None)
         model = load_model(
             checkpoint,
             device=memory.torch_device,
-            precision=launch.weights.name,
+            precision=launch.weights.computed_in,
+            matrices=launch.weights.name,
             context=launch.max_context_tokens,
             progress=startup.loaded,
         )

@@ -42,6 +42,11 @@ class DeviceMemory(Protocol):
         ...
 
     @property
+    def capability(self) -> tuple[int, int] | None:
+        """CUDA compute capability; None of a CPU."""
+        ...
+
+    @property
     def total_bytes(self) -> int:
         """What the device has; on a CPU what this container may use."""
         ...
@@ -109,6 +114,7 @@ class CpuMemory:
     """
 
     torch_device = torch.device("cpu")
+    capability = None
 
     def __init__(self) -> None:
         self._process = psutil.Process()
@@ -206,6 +212,10 @@ class CudaMemory:
     @property
     def product(self) -> str:
         return torch.cuda.get_device_name(self.torch_device)
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        return torch.cuda.get_device_capability(self.torch_device)
 
     def used(self) -> int:
         # Version 2 keeps apart what the driver reserves; the line counts it (DESIGN: NVML used + reserved).

@@ -10,36 +10,28 @@ from plimsoll_worker.engine.capacity import kv_blocks
 from plimsoll_worker.errors import EffectiveConfigMismatch
 from plimsoll_worker.launch import CAPABILITIES, Device, Launch, LayerRange
 from plimsoll_worker.layers.kv_cache import KVCache
-from plimsoll_worker.loading.weights import DTYPES
+from plimsoll_worker.layers.linear import QUANTIZED_PARTS
+from plimsoll_worker.loading.weights import DTYPES, quantizable
 from plimsoll_worker.models.decoder import Decoder
+from plimsoll_worker.quant.agreement import check_weights
 
 
-def check_plan(launch: Launch, config: ModelConfig, product: str) -> None:
-    """What can be told before weights are loaded.
+def check_plan(
+    launch: Launch,
+    config: ModelConfig,
+    product: str,
+    *,
+    checkpoint: str = "",
+    capability: tuple[int, int] | None = None,
+) -> None:
+    """What can be told before weights are loaded. `checkpoint`: the format of a quantized one; `capability`:
+    the card's, None on a CPU.
 
     Raises EffectiveConfigMismatch naming the launch's field, MemoryEstimateExceeded for too small a KV pool.
     """
-    offered = CAPABILITIES.weights[launch.device]
-    _expect(
-        "weights.name", launch.weights.name, launch.weights.name in offered, f"one of {', '.join(offered)}"
-    )
-    bits = 8 * launch.weights.name.bytes
-    _expect(
-        "weights.bits", launch.weights.bits, launch.weights.bits == bits, f"{bits} for {launch.weights.name}"
-    )
-    _expect(
-        "weights.groupSize",
-        launch.weights.group_size,
-        launch.weights.group_size is None,
-        "none: no quantization",
-    )
-    _expect(
-        "weights.scaleType",
-        launch.weights.scale_type,
-        launch.weights.scale_type is None,
-        "none: no quantization",
-    )
-    _expect("kvCache", launch.kv_cache, launch.kv_cache in offered, f"one of {', '.join(offered)}")
+    check_weights(launch, checkpoint=checkpoint, experts=config.experts is not None, capability=capability)
+    caches = (launch.weights.computed_in, *CAPABILITIES.kv_cache.get(launch.device, ()))
+    _expect("kvCache", launch.kv_cache, launch.kv_cache in caches, f"one of {', '.join(caches)}")
     _expect("tensorParallel", launch.tensor_parallel, launch.tensor_parallel == 1, "1")
     _expect("pipelineParallel", launch.pipeline_parallel, launch.pipeline_parallel == 1, "1")
     _expect("stage", launch.stage, launch.stage == 0, "0")
@@ -64,10 +56,18 @@ def check_plan(launch: Launch, config: ModelConfig, product: str) -> None:
 def check_effective(launch: Launch, model: Decoder, cache: KVCache) -> None:
     """What really lies on the device. Raises EffectiveConfigMismatch."""
     kind = "cpu" if launch.device is Device.CPU else "cuda"
-    for name, tensor in (*model.named_parameters(), ("the KV pool", cache.keys[0])):
-        wanted = DTYPES[launch.kv_cache if name == "the KV pool" else launch.weights.name]
+    linears = quantizable(model)
+    packed = {f"{name}.{part}" for name in linears for part in QUANTIZED_PARTS}
+    for name, tensor in model.named_parameters():
         _agree(name, "device", tensor.device.type, kind)
-        _agree(name, "element type", tensor.dtype, wanted)
+        if name not in packed:
+            _agree(name, "element type", tensor.dtype, DTYPES[launch.weights.computed_in])
+    if launch.weights.checkpoint is None:
+        for name, linear in linears.items():
+            kept = linear.quantized.precision if linear.quantized else launch.weights.computed_in
+            _agree(name, "precision", kept, launch.weights.name)
+    _agree("the KV pool", "device", cache.keys[0].device.type, kind)
+    _agree("the KV pool", "element type", cache.keys[0].dtype, DTYPES[launch.kv_cache])
 
 
 def _agree(name: str, what: str, found: str | torch.dtype, planned: str | torch.dtype) -> None:

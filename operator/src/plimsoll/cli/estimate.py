@@ -196,13 +196,14 @@ def warnings(facts: ModelFacts, sized: Footprint) -> list[str]:
 
 def not_run_yet(sized: Footprint) -> list[str]:
     """What is sized here and not among the engine's capabilities."""
-    configuration, computes = sized.configuration, CAPABILITIES.weights[Device.GPU]
-    caches, notes = (*computes, *CAPABILITIES.kv_cache.get(Device.GPU, ())), []
+    configuration, weights = sized.configuration, CAPABILITIES.weights[Device.GPU]
+    computed = [precision for precision in weights if precision.computes]
+    caches, notes = (*computed, *CAPABILITIES.kv_cache.get(Device.GPU, ())), []
     for what, name, runs in (
         (
             "weights",
             configuration.scheme.name if configuration.scheme else configuration.weights.value,
-            computes,
+            weights,
         ),
         ("a KV cache", configuration.kv_cache.value, caches),
     ):

@@ -182,7 +182,7 @@ class Catalog:
                 line=line(host, headroom),
                 host_memory=host,
                 admitted=admitted,
-                refusal=unsupported(self._capabilities, kept, config, None),
+                refusal=unsupported(self._capabilities, request.facts, kept, config, None),
                 excluded=is_excluded(request, config, "", sized.footprint.workload),
             )
             found.append(option)
@@ -288,7 +288,9 @@ class Catalog:
             admitted=asked.admitted.only(
                 [pool for pool in wide.pools if pool.gpu and pool.gpu.memory_bytes >= memory]
             ),
-            refusal=unsupported(self._capabilities, kept, config, gpu.compute_capability),
+            refusal=unsupported(
+                self._capabilities, asked.request.facts, kept, config, gpu.compute_capability
+            ),
             loss=loss,
             price=gpus * self._price(gpu.product),
             memory=memory,

@@ -106,7 +106,7 @@ def _widths(facts: ModelFacts, *names: str) -> tuple[int, ...]:
     return tuple(divisor.count for divisor in facts.divisors if divisor.what in names)
 
 
-def layer_parts(facts: ModelFacts, layer: LayerClass, tensor: int, scheme: QuantizationScheme) -> LayerParts:
+def layer_parts(facts: ModelFacts, layer: LayerClass, tensor: int, kept: Quantized) -> LayerParts:
     """What one rank holds of one layer."""
     numbers = packed = scales = rest = 0
     for group in layer.groups:
@@ -120,8 +120,8 @@ def layer_parts(facts: ModelFacts, layer: LayerClass, tensor: int, scheme: Quant
                 rows = -(-rows * held // of)
             count = matrix.copies * rows
             numbers += count * columns
-            scales += count * scheme.scale_bytes(columns)
-            packed += count * (scheme.matrix_bytes(1, columns) - scheme.scale_bytes(columns))
+            scales += count * kept.scheme.scale_bytes(columns, kept.rest)
+            packed += count * kept.scheme.packed_bytes(columns)
         left = group.elements - sum(matrix.elements for matrix in found)
         rest += -(-left * held // of)
     return LayerParts(numbers, packed, scales, rest)

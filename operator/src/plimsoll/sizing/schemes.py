@@ -19,24 +19,27 @@ class QuantizationScheme:
     bits: int
     group: int | None
     """Numbers along a row that share a scale; None: the whole row. The last group of a row may be short."""
-    group_bytes: int
-    """Scale, and minimum where there is one, of a group."""
+    scale: Precision | None = None
+    """What scales are kept in; None: what is computed in."""
+    minimums: bool = False
+    """A minimum beside each scale."""
 
-    def matrix_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of a matrix whose rows are outputs: rows × (packed numbers + scales)."""
-        return rows * (-(-columns * self.bits // 8) + self.scale_bytes(columns))
+    def packed_bytes(self, columns: int) -> int:
+        """Bytes of the numbers of one row."""
+        return -(-columns * self.bits // 8)
 
-    def scale_bytes(self, columns: int) -> int:
-        """Bytes of the scales of one row."""
-        return self.group_bytes * (1 if self.group is None else -(-columns // self.group))
+    def scale_bytes(self, columns: int, compute: Precision) -> int:
+        """Bytes of the scales and minimums of one row, beside what `compute` is computed in."""
+        groups = 1 if self.group is None else -(-columns // self.group)
+        return groups * (self.scale or compute).bytes * (2 if self.minimums else 1)
 
 
-INT8 = QuantizationScheme(name="INT8", bits=8, group=None, group_bytes=2)
-"""Symmetric, one 16-bit scale per output channel."""
-INT4 = QuantizationScheme(name="INT4", bits=4, group=INT4_GROUP, group_bytes=2 + 2)
-"""Two weights a byte, a 16-bit scale and a 16-bit minimum per group: rounding to nearest without calibration
+INT8 = QuantizationScheme(name="INT8", bits=8, group=None)
+"""Symmetric, one scale per output channel."""
+INT4 = QuantizationScheme(name="INT4", bits=4, group=INT4_GROUP, minimums=True)
+"""Two weights a byte, a scale and a minimum per group: rounding to nearest without calibration
 loses less with a minimum, and torch's own INT4 kernel keeps the pair."""
-FP8 = QuantizationScheme(name="FP8", bits=8, group=None, group_bytes=4)
+FP8 = QuantizationScheme(name="FP8", bits=8, group=None, scale=Precision.FP32)
 """e4m3; `torch._scaled_mm` takes row-wise scales in FP32 only."""
 SCHEMES = {Precision.INT8: INT8, Precision.INT4: INT4, Precision.FP8: FP8}
 

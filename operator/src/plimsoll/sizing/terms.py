@@ -114,7 +114,7 @@ class RankTerms:
         if not isinstance(kept, Quantized):
             return ""
         layer, scheme = self.facts.layers[index], kept.scheme
-        parts = layer_parts(self.facts, layer, self.configuration.tensor_parallel, scheme)
+        parts = layer_parts(self.facts, layer, self.configuration.tensor_parallel, kept)
         return (
             f"({parts.quantized} × {scheme.bits} bit {scheme.name} + {parts.scale_bytes} B of scales"
             f" + {parts.rest} × {kept.rest.bytes} B kept in {kept.rest})"

@@ -88,7 +88,7 @@ def rank_bytes(
 def layer_bytes(facts: ModelFacts, layer: LayerClass, tensor: int, precision: Kept) -> int:
     """Bytes of one layer's weights on one rank."""
     if isinstance(precision, Quantized):
-        return layer_parts(facts, layer, tensor, precision.scheme).total(precision)
+        return layer_parts(facts, layer, tensor, precision).total(precision)
     return sum(rank_bytes(group, facts, layer, tensor, precision) for group in layer.groups)
 
 

@@ -29,7 +29,7 @@ import psutil
 from plimsoll_worker import environment
 from plimsoll_worker.bench.shapes import SHAPES
 from plimsoll_worker.kernels.precompile import Precompilation
-from plimsoll_worker.launch import Device
+from plimsoll_worker.launch import Device, Precision
 
 CONTEXT, SEQUENCES, BATCHED, BLOCK = 9216, 256, 8192, 64
 
@@ -43,6 +43,11 @@ def main() -> int:
     offline = kinds.add_parser("offline", help="the engine without its server")
     offline.add_argument("--shape", choices=list(SHAPES), required=True)
     offline.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    offline.add_argument(
+        "--weights",
+        choices=[precision.value for precision in Precision if not precision.computes],
+        help="what matrices are rounded to; default: not at all",
+    )
     offline.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     offline.add_argument("--context", type=int, default=CONTEXT, help="longest context, tokens")
     offline.add_argument("--sequences", type=int, default=SEQUENCES, help="most sequences at a time")
@@ -70,7 +75,11 @@ def measure(arguments: argparse.Namespace) -> Json:
     from plimsoll_worker.bench.offline import Offline, Request
     from plimsoll_worker.bench.prepare import prepare
 
-    results: Json = {"shape": arguments.shape, "start": {"imported": since(began)}}
+    results: Json = {
+        "shape": arguments.shape,
+        "weights": arguments.weights,
+        "start": {"imported": since(began)},
+    }
 
     def write(**more: Any) -> None:
         results.update(more)

@@ -67,6 +67,7 @@ def prepare(
         Path(folder, "config.json").write_text(json.dumps(SHAPES[arguments.shape]), encoding="utf-8")
         checkpoint = RandomCheckpoint(Path(folder))
     line = _line(memory)
+    matrices = Precision(arguments.weights) if arguments.weights else precision
     per_token = checkpoint.config.kv_bytes_per_token(precision)
     launch = Launch(
         plan_id="bench",
@@ -74,7 +75,9 @@ def prepare(
         model_path="bench",
         served_name="bench",
         device=Device.GPU if gpu else Device.CPU,
-        weights=WeightsScheme.plain(precision),
+        weights=WeightsScheme.plain(precision)
+        if matrices is precision
+        else WeightsScheme.quantized(matrices, precision),
         kv_cache=precision,
         layers=LayerRange(first=0, last=checkpoint.config.layer_count),
         max_context_tokens=arguments.context,
@@ -86,7 +89,9 @@ def prepare(
         predicted=NOTHING.model_copy(update={"cuda_graphs": GRAPHS_GUESS if gpu else 0}),
     )
     kernels.want(launch, checkpoint.config)
-    model = load_model(checkpoint, device=device, precision=precision, context=arguments.context)
+    model = load_model(
+        checkpoint, device=device, precision=precision, matrices=matrices, context=arguments.context
+    )
     reached("weightsMade")
     kernels.wait()
     reached("compiled")

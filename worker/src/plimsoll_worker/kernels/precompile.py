@@ -12,6 +12,7 @@ by itself what is there already.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import pickle
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from plimsoll_worker.config import ModelConfig
     from plimsoll_worker.engine.model_runner import ModelRunner
     from plimsoll_worker.kernels.recording import Kernel
+    from plimsoll_worker.quant.form import Form
 
 ON_STDIN = "--wanted-on-stdin"
 
@@ -42,6 +44,9 @@ class Wanted:
 
     config: ModelConfig
     weights: Precision
+    """Of all that is not quantized; what is computed in."""
+    form: Form | None = None
+    """What matrices of layers are kept in; None: `weights`."""
     kv_cache: Precision
     max_sequences: int
     max_context_tokens: int
@@ -63,16 +68,20 @@ class Precompilation:
             hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env=hidden)
 
-    def want(self, launch: Launch, config: ModelConfig) -> None:
-        """Begin to compile for the card that torch has made current."""
+    def want(self, launch: Launch, config: ModelConfig, form: Form | None = None) -> None:
+        """Begin to compile for the card that torch has made current. `form`: of the matrices of a quantized
+        checkpoint."""
         if self._process is None:
             return
         import torch
 
+        from plimsoll_worker.quant.form import Form
+
         card = torch.cuda.get_device_properties(torch.cuda.current_device())
         wanted = Wanted(
             config=config,
-            weights=launch.weights.name,
+            weights=launch.weights.computed_in,
+            form=form or Form.on_load(launch.weights.name),
             kv_cache=launch.kv_cache,
             max_sequences=launch.max_concurrent_sequences,
             max_context_tokens=launch.max_context_tokens,
@@ -110,12 +119,14 @@ def _runner(wanted: Wanted) -> ModelRunner:
 
     from plimsoll_worker.engine.model_runner import ModelRunner
     from plimsoll_worker.layers.kv_cache import KVCache
-    from plimsoll_worker.loading.weights import DTYPES
+    from plimsoll_worker.loading.weights import DTYPES, give_memory, quantizable
     from plimsoll_worker.models.decoder import Decoder
 
     config = replace(wanted.config, layers=tuple(dict.fromkeys(wanted.config.layers)))
     with torch.device("meta"):
-        model = Decoder(config).to(DTYPES[wanted.weights])
+        model = Decoder(config)
+    forms = dict.fromkeys(quantizable(model), wanted.form) if wanted.form else {}
+    give_memory(model, torch.device("meta"), DTYPES[wanted.weights], forms)
     model.make_ready(wanted.max_context_tokens)
     cache = KVCache(
         config,
@@ -186,17 +197,17 @@ def shipped(shapes: Sequence[str], cards: Sequence[str]) -> list[Wanted]:
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "config.json").write_text(json.dumps(SHAPES[shape]), encoding="utf-8")
             config = config_from_folder(Path(folder))
-        for card in cards:
+        for card, block, cache in itertools.product(cards, BLOCKS, CACHES):
             capability, multiprocessors = card.split(":")
             major, minor = capability.split(".")
             made.append(
                 Wanted(
                     config=config,
                     weights=Precision.BF16,
-                    kv_cache=Precision.BF16,
+                    kv_cache=cache,
                     max_sequences=SEQUENCES,
                     max_context_tokens=min(CONTEXT, config.max_position),
-                    block_size=BLOCK,
+                    block_size=block,
                     capability=(int(major), int(minor)),
                     multiprocessors=int(multiprocessors),
                 )
@@ -204,7 +215,8 @@ def shipped(shapes: Sequence[str], cards: Sequence[str]) -> list[Wanted]:
     return made
 
 
-SEQUENCES, CONTEXT, BLOCK = 256, 9216, 64
+BLOCKS, CACHES = (16, 64), (Precision.BF16, Precision.FP8)
+SEQUENCES, CONTEXT = 256, 9216
 """Limits of a launch that shipped kernels are for. Of the sequences only small numbers matter, of the context
 that it is longer than what the card is split for."""
 CARDS = ("9.0:132",)

@@ -22,6 +22,9 @@ class Capabilities(Wire):
     checkpoints: dict[Device, tuple[str, ...]] = Field(default_factory=dict)
     """Formats of quantized checkpoints that are loaded as they are stored, as `quant_method` of a config.json
     names them."""
+    quantized_experts: bool = False
+    """Whether the matrices of experts can be kept in fewer bits. Without it a model that has experts is kept
+    in a precision that is computed in."""
     max_tensor_parallel: Annotated[int, Field(ge=1)]
     max_pipeline_parallel: Annotated[int, Field(ge=1)]
     multi_node: bool = True
@@ -43,8 +46,15 @@ CAPABILITIES = Capabilities(
         "qwen3_moe",
     ),
     weights={
-        Device.GPU: (Precision.BF16, Precision.FP16, Precision.FP32),
-        Device.CPU: (Precision.FP32,),
+        Device.GPU: (
+            Precision.BF16,
+            Precision.FP16,
+            Precision.FP32,
+            Precision.INT8,
+            Precision.FP8,
+            Precision.INT4,
+        ),
+        Device.CPU: (Precision.FP32, Precision.INT8, Precision.FP8, Precision.INT4),
     },
     max_tensor_parallel=1,
     max_pipeline_parallel=1,

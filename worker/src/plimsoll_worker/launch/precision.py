@@ -68,6 +68,11 @@ class WeightsScheme(Wire):
     checkpoint: str | None = None
     """Format of a quantized checkpoint whose matrices stay as they are stored, for example gptq."""
 
+    @property
+    def computed_in(self) -> Precision:
+        """What all that is not quantized is kept in."""
+        return self.compute or self.name
+
     @classmethod
     def plain(cls, precision: Precision) -> WeightsScheme:
         """Unquantized weights of one element type."""

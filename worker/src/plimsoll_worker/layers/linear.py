@@ -15,6 +15,9 @@ from plimsoll_worker.kernels.matrix import Matrix, QuantizedMatrix
 from plimsoll_worker.layers.rmsnorm import RMSNorm
 from plimsoll_worker.layers.waiting import waiting
 
+QUANTIZED_PARTS = ("numbers", "scales", "minimums")
+"""Names of the tensors of a quantized matrix, of which not every form has minimums."""
+
 
 class Linear(nn.Module):
     """x @ weightᵀ + bias; the weight is (outputs, inputs).
@@ -43,7 +46,7 @@ class Linear(nn.Module):
         """Keep `matrix` in place of the weight, and count its bytes as parameters."""
         self.weight = None
         self.quantized = matrix
-        for name in ("numbers", "scales", "minimums"):
+        for name in QUANTIZED_PARTS:
             tensor = getattr(matrix, name)
             if tensor is not None:
                 self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))

@@ -12,6 +12,7 @@ import torch
 from plimsoll_worker.config import ModelConfig
 from plimsoll_worker.errors import ModelNotFound
 from plimsoll_worker.loading.tokenizer import Tokenizer
+from plimsoll_worker.quant.stored import StoredMatrices
 from plimsoll_worker.settings import LoadFormat
 
 
@@ -55,6 +56,12 @@ class Checkpoint(Protocol):
 
         Raises ModelUnreadable and ModelUnsupported, naming file and tensor.
         """
+        ...
+
+    @property
+    def stored(self) -> StoredMatrices | None:
+        """The matrices that lie there packed and stay so; their names are among `names`. None: nothing
+        does."""
         ...
 
     def tokenizer(self) -> Tokenizer:

@@ -33,10 +33,6 @@ def config_from_json(
     """
     architecture, family = supported_family(values.get("model_type"), f"{source}: model_type")
     fields = Fields({**family.defaults, **values}, source)
-    if values.get("quantization_config"):
-        raise fields.refuse(
-            "quantization_config", "this engine reads unquantized checkpoints; use the original model"
-        )
     if values.get("use_bidirectional_attention"):
         raise fields.refuse("use_bidirectional_attention", "this engine has causal attention alone")
     heads = fields.integer("num_attention_heads")

@@ -95,6 +95,10 @@ class GgufCheckpoint:
             tensor = tensor - self._config.norm_offset
         target.copy_(tensor if part is None else part.of(tensor))
 
+    @property
+    def stored(self) -> None:
+        return None
+
     def tokenizer(self) -> Tokenizer:
         return tokenizer_from_gguf(self.file.metadata, self.file.path)
 

@@ -61,6 +61,10 @@ class RandomCheckpoint:
         generator = torch.Generator(target.device).manual_seed(zlib.crc32(name.encode()))
         target.normal_(std=target.shape[-1] ** -0.5, generator=generator)
 
+    @property
+    def stored(self) -> None:
+        return None
+
     def tokenizer(self) -> Tokenizer:
         """The folder's, or one token for each byte."""
         if (self.folder / "tokenizer.json").exists():

@@ -24,10 +24,20 @@ from plimsoll_worker.loading.config_json import config_from_folder
 from plimsoll_worker.loading.json_file import read_json
 from plimsoll_worker.loading.tokenizer import Tokenizer, tokenizer_from_folder
 from plimsoll_worker.loading.transfer import Extent, copy_extent, copy_part
+from plimsoll_worker.quant.formats import layout_of
+from plimsoll_worker.quant.stored import StoredMatrices
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PACKED = {
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
+"""Types that stand beside them in quantized checkpoints."""
 _BUFFERS = (".rotary_emb.inv_freq",)
 """Saved by old versions of transformers though it follows from config.json."""
 _MIXTRAL = re.compile(r"(layers\.\d+)\.block_sparse_moe\.(.+)")
@@ -42,25 +52,35 @@ class SafetensorsCheckpoint:
         """Read config.json and every header. Raises ModelNotFound, ModelUnreadable, ModelUnsupported."""
         self.folder = folder
         self._config = config_from_folder(folder)
-        self._where = {
-            engine: (stored, extent)
-            for path in _weight_files(folder)
-            for stored, extent in _extents(path).items()
-            if (engine := self._engine_name(stored)) is not None
-        }
+        found = {name: extent for path in _weight_files(folder) for name, extent in _extents(path).items()}
+        self._packed: dict[str, dict[str, Extent]] = {}
+        self.stored = self._take_packed(found)
+        self._where: dict[str, Extent] = {}
+        for stored, extent in found.items():
+            if (name := self._engine_name(stored)) is None:
+                continue
+            if extent.dtype not in FLOATS.values():
+                kind = next(kind for kind, dtype in PACKED.items() if dtype is extent.dtype)
+                raise ModelUnsupported(
+                    f"{extent.path}: tensor {stored} is {kind}: this engine reads {', '.join(FLOATS)}, and"
+                    " matrices that a quantization_config speaks of"
+                )
+            self._where[name] = extent
 
     @property
     def config(self) -> ModelConfig:
         return self._config
 
     def names(self) -> Sequence[str]:
-        return tuple(self._where)
+        return (*self._where, *self._packed)
 
     def shape(self, name: str) -> torch.Size:
-        return self._where[name][1].shape
+        if self.stored is not None and name in self._packed:
+            return self.stored.shape(name)
+        return self._where[name].shape
 
     def read(self, name: str, target: torch.Tensor, part: Part | None = None) -> None:
-        extent = self._where[name][1]
+        extent = self._where[name]
         if part is None:
             copy_extent(extent, target)
         else:
@@ -68,6 +88,36 @@ class SafetensorsCheckpoint:
 
     def tokenizer(self) -> Tokenizer:
         return tokenizer_from_folder(self.folder)
+
+    def _take_packed(self, found: dict[str, Extent]) -> StoredMatrices | None:
+        """The packed matrices that config.json speaks of; their tensors are taken out of `found`."""
+        file = self.folder / "config.json"
+        config = read_json(file).get("quantization_config")
+        if not config:
+            return None
+        method, layout = layout_of(config, str(file))
+        ends = (layout.numbers, *layout.beside)
+        for stored in [name for name in found if name.endswith(layout.numbers)]:
+            module = stored.removesuffix(layout.numbers)
+            name = self._engine_name(f"{module}.weight")
+            if name is None or found[stored].dtype in FLOATS.values():
+                continue
+            self._packed[name] = {end: found.pop(module + end) for end in ends if module + end in found}
+        return StoredMatrices(
+            format=method,
+            layout=layout,
+            shapes={
+                name: {end: extent.shape for end, extent in parts.items()}
+                for name, parts in self._packed.items()
+            },
+            read_tensor=self._read_packed,
+        )
+
+    def _read_packed(self, name: str, end: str) -> torch.Tensor:
+        extent = self._packed[name][end]
+        tensor = torch.empty(extent.shape, dtype=extent.dtype)
+        copy_extent(extent, tensor)
+        return tensor
 
     def _engine_name(self, stored: str) -> str | None:
         if stored.endswith(_BUFFERS) or (stored == "lm_head.weight" and self._config.tied):
@@ -118,7 +168,7 @@ def _extents(path: Path) -> dict[str, Extent]:
     header.pop("__metadata__", None)
     found = {}
     for name, entry in header.items():
-        dtype = FLOATS.get(entry["dtype"])
+        dtype = {**FLOATS, **PACKED}.get(entry["dtype"])
         if dtype is None:
             raise ModelUnsupported(
                 f"{path}: tensor {name} is {entry['dtype']}: this engine reads {', '.join(FLOATS)}"

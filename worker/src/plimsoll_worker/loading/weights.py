@@ -10,24 +10,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from plimsoll_worker.errors import ModelUnreadable
+from plimsoll_worker.errors import ModelUnreadable, ModelUnsupported
 from plimsoll_worker.kernels.matrix import Matrix, QuantizedMatrix
 from plimsoll_worker.launch import Precision
-from plimsoll_worker.layers.linear import Linear
-from plimsoll_worker.loading.checkpoint import Checkpoint
+from plimsoll_worker.layers.linear import QUANTIZED_PARTS, Linear
+from plimsoll_worker.loading.checkpoint import Checkpoint, Part
 from plimsoll_worker.loading.placement import Piece, place, shares
 from plimsoll_worker.models.decoder import Decoder
 from plimsoll_worker.parallel.position import Position
-from plimsoll_worker.quant.form import Form, rows_of
+from plimsoll_worker.quant.form import Form, columns_of, copy_matrix, rows_of
 from plimsoll_worker.quant.rounding import round_into
 
-DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+DTYPES = {
+    Precision.FP32: torch.float32,
+    Precision.FP16: torch.float16,
+    Precision.BF16: torch.bfloat16,
+    Precision.FP8: torch.float8_e4m3fn,
+}
+"""The last only holds keys and values."""
 GPU_READERS = 8
 """Threads that read tensors for a GPU. On a CPU one does: each holds a tensor that is being converted."""
+
+SCRATCH_BYTES = 128 * 1024 * 1024
+"""Of the rows of a matrix that one reader holds unquantized."""
 
 
 def load_model(
@@ -56,8 +66,8 @@ def load_model(
     pieces = place(shapes, checkpoint.names(), config)
     _check_shapes(checkpoint, pieces, parameters)
     pieces = shares(pieces, shapes, dict(model.named_parameters()), config, model.position)
-    form = Form.on_load(matrices or precision)
-    give_memory(model, device, DTYPES[precision], dict.fromkeys(quantizable(model), form) if form else {})
+    forms = _forms(checkpoint, pieces, model, Form.on_load(matrices or precision))
+    give_memory(model, device, DTYPES[precision], forms)
     # The largest first, so that no reader is left alone with the embedding at the end.
     regions = [(piece, _region(model, piece)) for piece in pieces]
     regions.sort(key=lambda region: region[1].nbytes, reverse=True)
@@ -82,6 +92,33 @@ def quantizable(model: Decoder) -> dict[str, Linear]:
     }
 
 
+def _forms(
+    checkpoint: Checkpoint, pieces: Iterable[Piece], model: Decoder, on_load: Form | None
+) -> dict[str, Form]:
+    """What each module's matrix is kept in, where that is not the precision of the computation."""
+    linears, stored = quantizable(model), checkpoint.stored
+    if stored is None:
+        return dict.fromkeys(linears, on_load) if on_load else {}
+    kinds: dict[str, set[Form | None]] = {}
+    for piece in pieces:
+        module, _, leaf = piece.parameter.rpartition(".")
+        form = stored.forms.get(piece.name)
+        if module in linears and leaf == "weight":
+            kinds.setdefault(module, set()).add(form)
+        elif form is not None:
+            raise ModelUnsupported(f"{piece.name} is kept in {stored.format}: {_WHERE}")
+    for module, found in kinds.items():
+        if len(found) > 1:
+            raise ModelUnsupported(
+                f"{module}: its parts are kept in different ways ({stored.format}); this engine has them"
+                " in one matrix, of one form"
+            )
+    return {module: form for module, (form,) in kinds.items() if form is not None}
+
+
+_WHERE = "this engine keeps embedding, head, routers and experts in 16 bit; use the unquantized model"
+
+
 def give_memory(model: Decoder, device: torch.device, dtype: torch.dtype, forms: Mapping[str, Form]) -> None:
     """Memory on `device` for every parameter of a model that has none: quantized for the modules that `forms`
     names, in `dtype` for all else. Raises ModelUnsupported before there is any."""
@@ -95,7 +132,7 @@ def give_memory(model: Decoder, device: torch.device, dtype: torch.dtype, forms:
         assert weight is not None
         outputs, inputs = weight.shape
         linears[name].quantize(form.make(outputs, inputs, dtype, device))
-    held = {f"{name}.{part}" for name in forms for part in ("numbers", "scales", "minimums")}
+    held = {f"{name}.{part}" for name in forms for part in QUANTIZED_PARTS}
     for name, parameter in list(model.named_parameters()):
         if name not in held:
             owner, _, leaf = name.rpartition(".")
@@ -116,13 +153,31 @@ def _read(checkpoint: Checkpoint, piece: Piece, region: Matrix) -> None:
     if not isinstance(region, QuantizedMatrix):
         checkpoint.read(piece.name, region, piece.part)
         return
-    device = region.numbers.device
-    scratch = torch.empty(region.shape, dtype=region.dtype, device=device)
-    checkpoint.read(piece.name, scratch, piece.part)
-    round_into(region, scratch)
-    if device.type == "cuda":
-        # The next scratch may have this one's memory, and readers fill it on streams of their own.
-        torch.cuda.current_stream(device).synchronize()
+    stored = checkpoint.stored
+    if stored is not None and piece.name in stored.forms:
+        copy_matrix(_share(stored.read(piece.name, region.dtype), piece), region)
+        return
+    device, step = region.numbers.device, max(1, SCRATCH_BYTES // (region.inputs * region.dtype.itemsize))
+    part = piece.part or Part()
+    offset = part.rows[0] if part.rows else 0
+    for first in range(0, region.outputs, step):
+        last = min(first + step, region.outputs)
+        whole = piece.part is None and last - first == region.outputs
+        scratch = torch.empty((last - first, region.inputs), dtype=region.dtype, device=device)
+        rows = replace(part, rows=(offset + first, offset + last))
+        checkpoint.read(piece.name, scratch, None if whole else rows)
+        round_into(rows_of(region, first, last), scratch)
+        if device.type == "cuda":
+            # The next scratch may have this one's memory, and readers fill it on streams of their own.
+            torch.cuda.current_stream(device).synchronize()
+
+
+def _share(matrix: QuantizedMatrix, piece: Piece) -> QuantizedMatrix:
+    """What this process reads of a packed matrix."""
+    part = piece.part or Part()
+    if part.columns is not None:
+        matrix = columns_of(matrix, piece.name, *part.columns)
+    return matrix if part.rows is None else rows_of(matrix, *part.rows)
 
 
 def _check_shapes(

@@ -82,6 +82,24 @@ def rows_of(matrix: QuantizedMatrix, first: int, last: int) -> QuantizedMatrix:
     )
 
 
+def columns_of(matrix: QuantizedMatrix, name: str, first: int, last: int) -> QuantizedMatrix:
+    """Columns first (inclusive) to last (exclusive). Raises ModelUnsupported where that cuts a group."""
+    group = FP8_BLOCK if matrix.block_scaled else matrix.group or 1
+    if first % group or last % group:
+        raise ModelUnsupported(
+            f"{name}: columns {first} to {last} of a rank cut a group of {group} that shares a scale;"
+            " use another tensorParallel"
+        )
+    per_byte = 2 if matrix.precision is Precision.INT4 else 1
+    groups = slice(first // group, last // group) if matrix.scales.dim() == 2 else slice(None)
+    return replace(
+        matrix,
+        numbers=matrix.numbers[:, first // per_byte : last // per_byte],
+        scales=matrix.scales[..., groups] if matrix.scales.dim() == 2 else matrix.scales,
+        minimums=None if matrix.minimums is None else matrix.minimums[:, groups],
+    )
+
+
 def copy_matrix(source: QuantizedMatrix, target: QuantizedMatrix) -> None:
     """Fill `target`, of the same form, on any device."""
     target.numbers.copy_(source.numbers)
