@@ -15,6 +15,8 @@ from pathlib import Path
 class OperatorProcess:
     """`python -m plimsoll` against a kubeconfig. Started at once; its log is appended to `log`."""
 
+    MODULE = "plimsoll"
+
     def __init__(self, kubeconfig: Path, log: Path, **settings: str) -> None:
         self.log = log
         self._health, self._metrics = _free_port(), _free_port()
@@ -29,7 +31,7 @@ class OperatorProcess:
         }
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "plimsoll"], env=environment, stdout=output, stderr=subprocess.STDOUT
+                [sys.executable, "-m", self.MODULE], env=environment, stdout=output, stderr=subprocess.STDOUT
             )
 
     def kill(self) -> None:

@@ -61,6 +61,7 @@ def main() -> None:
         Terms.of(settings),
         synced=lambda: all(reflector.synced for reflector in reflectors),
         replan_seconds=settings.replan_seconds,
+        clock=connection.clock.now,
     )
     actor = threading.Thread(target=reconciler.run, name="planner")
     pages = health.serve(settings.metrics_port, lambda: [feed.name for feed in reflectors if not feed.synced])

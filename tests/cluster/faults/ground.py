@@ -97,6 +97,8 @@ class Ground:
     log: Path
     wait_for: WaitFor
     _operators: list[Operator] = field(default_factory=list)
+    _kind: type[Operator] = Operator
+    _settings: Mapping[str, str] = field(default_factory=lambda: SETTINGS)
     _bystanders: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     # --- the operator
@@ -114,12 +116,28 @@ class Ground:
         return self._launch().wait_ready(PATIENCE_SECONDS)
 
     def _launch(self) -> Operator:
-        process = Operator(self.proxy.kubeconfig, self.log, **SETTINGS)
+        process = self._kind(self.proxy.kubeconfig, self.log, **self._settings)
         self._operators.append(process)
         return process
 
     def kill_operator(self) -> None:
         self._operators[-1].kill()
+
+    @contextlib.contextmanager
+    def another_operator(self, kind: type[Operator] = Operator, **settings: str) -> Iterator[None]:
+        """One with other settings takes over; after the block one as before again."""
+        self._replace(kind, SETTINGS | settings)
+        try:
+            yield
+        finally:
+            self._replace(Operator, SETTINGS)
+
+    def _replace(self, kind: type[Operator], settings: Mapping[str, str]) -> None:
+        """The one that runs gets a SIGTERM, as in a roll-out."""
+        if self.running:
+            self._operators[-1].stop()
+        self._kind, self._settings = kind, settings
+        self.start_operator()
 
     @contextlib.contextmanager
     def revived(self) -> Iterator[None]:

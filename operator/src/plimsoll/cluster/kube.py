@@ -28,6 +28,7 @@ from kubernetes import config
 from kubernetes.client import ApiClient, ApiException, Configuration
 
 from plimsoll import metrics
+from plimsoll.cluster.clock import ServerClock
 
 FIELD_MANAGER = "plimsoll"
 CONNECT_SECONDS = 5.0
@@ -149,8 +150,10 @@ class Kube:
         *,
         may_write: Callable[[], bool] = lambda: True,
         read_seconds: float = READ_SECONDS,
+        clock: ServerClock | None = None,
     ) -> None:
         self._client, self._may_write, self._read_seconds = client, may_write, read_seconds
+        self.clock = clock or ServerClock()
 
     @classmethod
     def connect(cls, *, pool_size: int = 32) -> Kube:
@@ -171,11 +174,11 @@ class Kube:
 
     def guarded(self, may_write: Callable[[], bool]) -> Kube:
         """The same connection that asks before every write, at the last moment, and raises NotLeading."""
-        return Kube(self._client, may_write=may_write, read_seconds=self._read_seconds)
+        return Kube(self._client, may_write=may_write, read_seconds=self._read_seconds, clock=self.clock)
 
     def limited(self, read_seconds: float) -> Kube:
         """The same connection that waits no longer for an answer."""
-        return Kube(self._client, may_write=self._may_write, read_seconds=read_seconds)
+        return Kube(self._client, may_write=self._may_write, read_seconds=read_seconds, clock=self.clock)
 
     def list(
         self, kind: Kind, *, namespace: str | None = None, selector: str = ""
@@ -323,6 +326,7 @@ class Kube:
                 preload_content=False,
                 retries=False,
             )
+            self.clock.heard(response.headers.get("Date"))
             try:
                 if not 200 <= response.status < 300:
                     raise error_of(response.status, response.read(65536))

@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 from plimsoll import garbage, metrics
 from plimsoll.actuate.apply import Executor
@@ -63,7 +63,7 @@ class Reconciler:
         *,
         synced: Callable[[], bool],
         replan_seconds: float,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kube, self._state, self._ledger = kube, state, ledger
