@@ -27,7 +27,7 @@ def sequence(prompt: tuple[int, ...], *, name: str = "s", **params: object) -> S
 def paged(model: Decoder, *, blocks: int, block_size: int = 16) -> ModelRunner:
     """A runner with a KV pool in the model's own precision."""
     cache = KVCache(
-        model.config, blocks=blocks, block_size=block_size, dtype=model.dtype, device=torch.device("cpu")
+        model.share, blocks=blocks, block_size=block_size, dtype=model.dtype, device=torch.device("cpu")
     )
     return ModelRunner(model, cache, max_sequences=8, max_batched_tokens=256, max_context_tokens=cache.tokens)
 

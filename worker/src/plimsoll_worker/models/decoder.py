@@ -23,6 +23,7 @@ from plimsoll_worker.layers.mlp import MLP
 from plimsoll_worker.layers.rmsnorm import RMSNorm
 from plimsoll_worker.layers.rotary import Rotary
 from plimsoll_worker.parallel.position import Position
+from plimsoll_worker.parallel.ranks import Alone, Ranks
 
 
 class DecoderLayer(nn.Module):
@@ -43,18 +44,27 @@ class DecoderLayer(nn.Module):
         self.mlp = SparseMLP(config, sparse) if sparse else MLP(config)
 
     def forward(
-        self, x: torch.Tensor, cos_sin: torch.Tensor, batch: AttentionBatch, cache: KVCache
+        self,
+        x: torch.Tensor,
+        cos_sin: torch.Tensor,
+        batch: AttentionBatch,
+        cache: KVCache,
+        ranks: Ranks,
     ) -> torch.Tensor:
-        """(tokens, hidden) → (tokens, hidden). x is used up."""
+        """(tokens, hidden) → (tokens, hidden), whole on every rank. x is used up."""
         attended = self.self_attn(x, self.input_layernorm, cos_sin, batch, cache)
-        out: torch.Tensor
+        output, mlp, scale = self.self_attn.o_proj, self.mlp, self.residual_scale
         if self.sandwich:
-            x = x + self.post_attention_layernorm(self.self_attn.o_proj(attended))
-            out = x + self.post_feedforward_layernorm(self.mlp(x, self.pre_feedforward_layernorm))
-        else:
-            x = self.self_attn.o_proj.add_to(x, attended, self.residual_scale)
-            out = self.mlp.add_to(x, self.post_attention_layernorm, self.residual_scale)
-        return out
+            x = x + self.post_attention_layernorm(ranks.sum(output(attended)))
+            added = ranks.sum(mlp(x, self.pre_feedforward_layernorm))
+            out: torch.Tensor = x + self.post_feedforward_layernorm(added)
+            return out
+        norm = self.post_attention_layernorm
+        if ranks.leads:  # the sum takes the residual along: no pass of its own
+            x = ranks.sum(output.add_to(x, attended, scale))
+            return ranks.sum(mlp.add_to(x, norm, scale))
+        x = ranks.sum(_scaled(output(attended), scale))
+        return ranks.sum(_scaled(mlp(x, norm), scale))
 
 
 class Decoder(nn.Module):
@@ -79,6 +89,10 @@ class Decoder(nn.Module):
             self.norm = _norm(config)
             if not config.tied:  # else it is the embedding itself, kept once
                 self.lm_head = Linear(hidden, vocabulary, bias=False, sensitive=True)
+        if position.rank > 0:
+            self._leave_out_biases_of_sums()
+        self.ranks: Ranks = Alone()
+        """Among which the layers are divided; to be set where there are several."""
         self._rotaries: list[Rotary] = []
         self._rope_of_layer = [share.ropes.index(layer.rope) for layer in share.layers]
         self._embedding_scale = 1.0
@@ -117,22 +131,35 @@ class Decoder(nn.Module):
         x = self._embed(inputs) if self.position.is_first else inputs
         cos_sin = [rotary.cos_sin(batch.positions) for rotary in self._rotaries]
         for layer, rope in islice(zip(self.layers.values(), self._rope_of_layer, strict=True), layers):
-            x = layer(x, cos_sin[rope], batch, cache)
+            x = layer(x, cos_sin[rope], batch, cache, self.ranks)
         return x
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        x: torch.Tensor = self.embed_tokens(token_ids)
-        return x if self._embedding_scale == 1.0 else x * self._embedding_scale
+        if self.position.ranks == 1:
+            return _scaled(self.embed_tokens(token_ids), self._embedding_scale)
+        first, last = self.position.vocabulary(self.config)
+        mine = (token_ids >= first) & (token_ids < last)
+        x = self.embed_tokens((token_ids - first).clamp(0, self.position.vocabulary_rows(self.config) - 1))
+        return _scaled(self.ranks.sum(x.masked_fill(~mine[:, None], 0)), self._embedding_scale)
+
+    def _leave_out_biases_of_sums(self) -> None:
+        """Each is added once, by the first rank."""
+        for name, module in self.named_modules():
+            if isinstance(module, Linear) and name.endswith(("o_proj", "down_proj")):
+                module.bias = None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """On the last stage: hidden states (rows, hidden) → logits (rows, vocabulary); in FP32 where they are
         soft-capped, else in the model's type."""
         head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.matrix
         found = ops.norm_linear(hidden, self.norm.weight, self.norm.eps, head, offset=self.norm.offset)
-        if self.config.logits_scale != 1.0:
-            found = found * self.config.logits_scale
+        found = _scaled(self.ranks.join_columns(found, self.config.vocab_size), self.config.logits_scale)
         cap = self.config.logits_softcap
         return found if cap is None else cap * torch.tanh(found.float() / cap)
+
+
+def _scaled(x: torch.Tensor, factor: float) -> torch.Tensor:
+    return x if factor == 1.0 else x * factor
 
 
 def _norm(config: ModelConfig) -> RMSNorm:
