@@ -13,6 +13,7 @@ from kubernetes import client, config
 from tests.cluster.api_proxy import ApiProxy
 
 from plimsoll.cluster import informer
+from plimsoll.cluster import kube as api
 from plimsoll.cluster.informer import KubeSource, Reflector
 from plimsoll.cluster.kube import Kind, Kube
 from plimsoll.cluster.state import View
@@ -32,8 +33,8 @@ class Feed:
         settings = client.Configuration()
         config.load_kube_config(str(proxy.kubeconfig), client_configuration=settings)
         settings.retries = False
-        source = KubeSource(Kube(client.ApiClient(settings)), MAPS, f"test={namespace}")
-        self.reflector = Reflector(f"maps-{namespace}", source, self.view)
+        self.source = KubeSource(Kube(client.ApiClient(settings)), MAPS, f"test={namespace}")
+        self.reflector = Reflector(f"maps-{namespace}", self.source, self.view)
 
     def put(self, name: str, value: str) -> None:
         body = {"metadata": {"name": name, "labels": {"test": self._namespace}}, "data": {"value": value}}
@@ -46,6 +47,10 @@ class Feed:
     def shows(self, **values: str) -> None:
         found = lambda: {name: value for (_, name), value in self.view.entries().items()}  # noqa: E731
         self._wait_for(lambda: found() == values, SECONDS, f"the store holds {values}", found)
+
+    def listed(self) -> list[str]:
+        """A list of its own."""
+        return [obj["metadata"]["name"] for page in self.source.pages() for obj in page.items]
 
     def lists(self) -> float:
         from plimsoll import metrics
@@ -127,3 +132,16 @@ def test_errors_in_place_of_a_watch_are_survived(proxy: ApiProxy, feed: Feed, st
     feed.delete("a")
     feed.shows(b="1")
     assert not left
+
+
+def test_a_server_without_streamed_lists_is_asked_in_chunks(
+    proxy: ApiProxy, feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "LIST_CHUNK", 2)
+    feed.put("b", "1")
+    feed.put("c", "1")
+    assert feed.listed() == ["a", "b", "c"]
+    refused = [422]
+    proxy.status = lambda request: refused.pop() if refused and "configmaps" in request.path else 0
+    assert feed.listed() == ["a", "b", "c"]
+    assert not refused

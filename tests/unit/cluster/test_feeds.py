@@ -3,19 +3,24 @@ wakes."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kubernetes.client import ApiClient
 from tests.unit.cluster.world import cpu_node
 
 from plimsoll.cluster.informer import Reflector
 from plimsoll.cluster.kube import (
+    NODES,
     AlreadyExists,
     Conflict,
     Gone,
+    Kube,
     NotFound,
     Page,
     Refused,
@@ -242,3 +247,35 @@ def test_a_stopped_trigger_ends_every_wait() -> None:
     trigger = Trigger()
     trigger.stop()
     assert not trigger.wait(until=float("inf"))
+
+
+class Streamed(Kube):
+    """Answers every request with these bytes."""
+
+    def __init__(self, *chunks: bytes) -> None:
+        super().__init__(cast(ApiClient, None))
+        self.chunks = chunks
+
+    @contextlib.contextmanager
+    def _open(self, *_: Any, **__: Any) -> Iterator[Any]:
+        yield SimpleNamespace(stream=lambda _size: iter(self.chunks))
+
+
+ONE = b'{"type": "ADDED", "object": {"metadata": {"name": "a", "resourceVersion": "7"}}}\n'
+LAST = (
+    b'{"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "9", '
+    b'"annotations": {"k8s.io/initial-events-end": "true"}}}}\n'
+)
+TOO_MANY = b'{"type": "ERROR", "object": {"code": 429, "message": "too many requests"}}\n'
+
+
+def test_a_streamed_list_is_whole_when_its_end_was_told() -> None:
+    objects, version = Streamed(ONE[:20], ONE[20:] + LAST[:5], LAST[5:]).list(NODES)
+    assert [obj["metadata"]["name"] for obj in objects] == ["a"]
+    assert version == "9"
+
+
+@pytest.mark.parametrize("rest", [(), (LAST[:-9],), (TOO_MANY,)], ids=["nothing", "half a line", "an error"])
+def test_a_streamed_list_that_breaks_off_is_no_list(rest: tuple[bytes, ...]) -> None:
+    with pytest.raises(Unavailable):
+        Streamed(ONE, *rest).list(NODES)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,11 +31,17 @@ from kubernetes.client import ApiClient, ApiException, Configuration
 from plimsoll import metrics
 from plimsoll.cluster.clock import ServerClock
 
+log = logging.getLogger(__name__)
+
 FIELD_MANAGER = "plimsoll"
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
 LIST_CHUNK = 250
 """Pods of 10 KiB take 20 MiB while a chunk is read."""
+STREAM_SECONDS = 300
+"""The server ends a streamed list that takes longer."""
+STREAM_END = "k8s.io/initial-events-end"
+"""Annotation of the bookmark that follows the last object of a streamed list."""
 CONTENT_TYPES = {"apply": "application/apply-patch+yaml", "merge": "application/merge-patch+json"}
 """Of writes; all others are JSON."""
 
@@ -154,6 +161,8 @@ class Kube:
     ) -> None:
         self._client, self._may_write, self._read_seconds = client, may_write, read_seconds
         self.clock = clock or ServerClock()
+        self._streams = True
+        """Until the server refuses a streamed list."""
 
     @classmethod
     def connect(cls, *, pool_size: int = 32) -> Kube:
@@ -192,7 +201,45 @@ class Kube:
         return items, version
 
     def pages(self, kind: Kind, *, namespace: str | None = None, selector: str = "") -> Iterator[Page]:
-        """The same in chunks, so that a caller who keeps less than the objects never holds them all."""
+        """The same in parts, so that a caller who keeps less than the objects never holds them all.
+
+        Streamed where the server can: it answers from memory, and only once its memory is as new as its
+        store (KEP-3157). A list of resourceVersion 0 is as cheap, but may show a past in which a GPU was
+        free. Chunks, which servers without streams are asked for, are each read from the store.
+        """
+        if self._streams:
+            try:
+                yield from self._stream(kind, namespace, selector)
+            except Refused as error:
+                log.info("lists come in chunks: %s", error.message)
+                self._streams = False
+            else:
+                return
+        yield from self._chunks(kind, namespace, selector)
+
+    def _stream(self, kind: Kind, namespace: str | None, selector: str) -> Iterator[Page]:
+        """Raises Refused, before the first page, where the server has no streamed lists."""
+        query = {
+            "watch": "true",
+            "sendInitialEvents": "true",
+            "resourceVersionMatch": "NotOlderThan",
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(STREAM_SECONDS),
+        } | ({"labelSelector": selector} if selector else {})
+        with self._open("GET", kind.path(namespace), query, read_seconds=self._read_seconds) as response:
+            for line in _lines(response):
+                event = json.loads(line)
+                meta = event["object"].get("metadata") or {}
+                if event["type"] == "ERROR":
+                    raise error_of(int(event["object"].get("code") or 500), line)
+                if event["type"] != "BOOKMARK":
+                    yield Page([event["object"]], meta["resourceVersion"])
+                elif (meta.get("annotations") or {}).get(STREAM_END) == "true":
+                    yield Page([], meta["resourceVersion"])
+                    return
+        raise Unavailable(f"the list of {kind.plural} ended before its last object")
+
+    def _chunks(self, kind: Kind, namespace: str | None, selector: str) -> Iterator[Page]:
         query = {"limit": str(LIST_CHUNK)} | ({"labelSelector": selector} if selector else {})
         while True:
             page = self._json("GET", kind.path(namespace), query)
@@ -214,14 +261,11 @@ class Kube:
             "resourceVersion": resource_version,
             "timeoutSeconds": str(seconds),
         } | ({"labelSelector": selector} if selector else {})
-        with self._open("GET", kind.path(), query, read_seconds=silence_seconds) as response:
-            rest = b""
-            with contextlib.suppress(urllib3.exceptions.ReadTimeoutError):
-                for chunk in response.stream(65536):
-                    *lines, rest = (rest + chunk).split(b"\n")
-                    for line in lines:
-                        if line:
-                            yield json.loads(line)
+        with (
+            self._open("GET", kind.path(), query, read_seconds=silence_seconds) as response,
+            contextlib.suppress(urllib3.exceptions.ReadTimeoutError),
+        ):
+            yield from map(json.loads, _lines(response))
 
     def serves(self, kind: Kind) -> bool:
         """Whether the API server has this kind in this version."""
@@ -335,3 +379,11 @@ class Kube:
                 response.close()
         except (urllib3.exceptions.HTTPError, OSError, ApiException) as error:
             raise Unavailable(f"the API server cannot be reached: {error}") from error
+
+
+def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    """The events of a watch as they arrive."""
+    rest = b""
+    for chunk in response.stream(65536):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from filter(None, lines)
