@@ -18,7 +18,8 @@ demo: setup ## a cluster without a GPU, the operator by Helm, six models planned
 demo-down: setup ## take the demo's cluster away
 	@$(PY) -m dev.cluster down
 
-test: lint test-unit test-cluster ## everything that CI runs
+test: setup ## everything that CI runs: lint and test-unit, and test-cluster beside them
+	@dev/test.sh
 
 lint: setup ## style, types, import contract, generated files
 	@$(PY) -m dev.lint
