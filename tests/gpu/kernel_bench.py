@@ -182,9 +182,9 @@ class Model:
         self.qk_norm = random(shape.head_dim) if shape.qk_norm else None
         self.bytes = 2 * (sum(w.numel() for layer in self.layers for w in layer) + self.head.numel())
 
-    def caches(self, batch: AttentionBatch) -> list[tuple[Tensor, Tensor]]:
+    def caches(self, batch: AttentionBatch, kept: torch.dtype = BF16) -> list[tuple[Tensor, Tensor]]:
         size = (batch.block_tables.numel() * batch.block_size, self.shape.kv_heads, self.shape.head_dim)
-        return [(random(*size), random(*size)) for _ in self.layers]
+        return [(random(*size).to(kept), random(*size).to(kept)) for _ in self.layers]
 
     def through(
         self, x: Tensor, batch: AttentionBatch, turn: Tensor, caches: list[tuple[Tensor, Tensor]]

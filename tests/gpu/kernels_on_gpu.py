@@ -65,8 +65,18 @@ def steps(bandwidth: float, counts: tuple[int, ...]) -> dict[str, Any]:
     return results
 
 
-def step_seconds(model: Model, batch: AttentionBatch) -> float:
-    caches = model.caches(batch)
+def fp8_cache() -> dict[str, float]:
+    """Milliseconds of a decode step of 256 sequences with 1024 tokens each, by what keys and values are kept
+    in and how many tokens a page holds."""
+    model, found = Model(SHAPES["llama-3.1-8b"]), {}
+    for page, kept in itertools.product((16, 64), (torch.bfloat16, torch.float8_e4m3fn)):
+        batch = dataclasses.replace(batch_of([1] * 256, [1024] * 256, page), max_context_len=8192)
+        found[f"page {page} {kept}"] = step_seconds(model, batch, kept) * 1e3
+    return found
+
+
+def step_seconds(model: Model, batch: AttentionBatch, kept: torch.dtype = torch.bfloat16) -> float:
+    caches = model.caches(batch, kept)
     tokens = torch.randint(0, model.shape.vocab, batch.positions.shape, device=CUDA)
     return seconds([lambda: model.step(tokens, batch, caches)], least=1e-4)
 
@@ -171,7 +181,9 @@ def timed(sections: set[str], bandwidth: float) -> dict[str, dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--sections", nargs="*", default=SECTIONS, choices=[*SECTIONS, "tune", "pdl"])
+    parser.add_argument(
+        "--sections", nargs="*", default=SECTIONS, choices=[*SECTIONS, "cache", "tune", "pdl"]
+    )
     parser.add_argument("--compile", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     sections = set(arguments.sections)
@@ -194,6 +206,8 @@ def main() -> None:
             book.note(f"tune {name} {rows}", functools.partial(tuned, name, rows))
     if "step" in sections:
         book.note("step", lambda: steps(bandwidth, ROWS))
+    if "cache" in sections:
+        book.note("step by cache", fp8_cache)
     if "pdl" in sections:
         plain = launching.Card(
             launching.card(torch.device("cuda", 0)).multiprocessors, dependent_launch=False

@@ -30,7 +30,9 @@ WAVES = 2
 BLOCK_N = 64
 """Keys of a tile."""
 MANY_PROGRAMS = 4
-"""Programs a multiprocessor from which half a tile is better, but for pages that hold whole ones."""
+"""Programs a multiprocessor from which half a tile is better, but for pages that hold whole ones and for keys
+of 8 bits: 256 sequences of 1024 tokens, Llama-3.1-8B, take 14.8 ms a step with whole tiles, 15.9 with half
+ones."""
 WARPS, STAGES = 4, 3
 PAIR_SCALE = 256.0
 """Of FP8 numbers whose bits are put into FP16's places."""
@@ -151,10 +153,7 @@ def _decode(
 
     top = tl.full([BLOCK_G], -1e30, tl.float32)
     mass = tl.zeros([BLOCK_G], tl.float32)
-    if PAIRS:
-        acc = tl.zeros([BLOCK_G, BLOCK_D // 2], tl.float32)
-    else:
-        acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    acc = tl.zeros([BLOCK_G, BLOCK_D // 2 if PAIRS else BLOCK_D], tl.float32)
     acc_odd = acc
     for start in range(begin, end, BLOCK_N):
         position = start + tl.arange(0, BLOCK_N)
@@ -288,7 +287,8 @@ def decode_attention(
     device = card(source.device)
     longest = batch.max_context_len if window is None else min(batch.max_context_len, window + BLOCK_N)
     splits = splits_for(sequences, kv_heads, longest, device.multiprocessors)
-    many = sequences * kv_heads >= MANY_PROGRAMS * device.multiprocessors and batch.block_size < BLOCK_N
+    many = sequences * kv_heads >= MANY_PROGRAMS * device.multiprocessors
+    halved = many and batch.block_size < BLOCK_N and k_cache.dtype.itemsize > 1
     out = torch.empty((sequences, heads, head_dim), dtype=source.dtype, device=source.device)
     if splits == 1:
         parts_out = parts_log = out
@@ -299,7 +299,7 @@ def decode_attention(
         "HEADS": heads,
         "HEAD_DIM": head_dim,
         "BLOCK_D": triton.next_power_of_2(head_dim),
-        "BLOCK_N": BLOCK_N // 2 if many else BLOCK_N,
+        "BLOCK_N": BLOCK_N // 2 if halved else BLOCK_N,
         "WINDOW": window or 0,
         "SPLITS": splits,
         "ROPE": cos_sin is not None,
