@@ -16,7 +16,7 @@ signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 from plimsoll_worker import environment  # noqa: E402
 from plimsoll_worker.errors import WorkerError, exit_reason  # noqa: E402
 from plimsoll_worker.kernels.precompile import Precompilation  # noqa: E402
-from plimsoll_worker.launch import Launch, LaunchError, StartupStage  # noqa: E402
+from plimsoll_worker.launch import Device, Launch, LaunchError, StartupStage  # noqa: E402
 from plimsoll_worker.progress import Startup, say  # noqa: E402
 from plimsoll_worker.settings import Settings, termination_log  # noqa: E402
 
@@ -26,7 +26,8 @@ def main() -> int:
     launch: Launch | None = None
     try:
         launch = Launch.from_env()
-        environment.prepare()
+        # On a GPU the threads of the host compile and load; on a CPU they are what the ranks compute with.
+        environment.prepare(launch.tensor_parallel if launch.device is Device.CPU else 1)
         run(launch, Settings.from_env())
     except Exception as error:  # noqa: BLE001 - the last line of defence: every end has a reason
         reason = exit_reason(error, launch)
@@ -47,12 +48,19 @@ def run(launch: Launch, settings: Settings) -> None:
     from plimsoll_worker.loading.checkpoint import open_checkpoint
     from plimsoll_worker.loading.weights import load_model
     from plimsoll_worker.memory import open_device
+    from plimsoll_worker.parallel.leading import Leading
+    from plimsoll_worker.parallel.position import Position
+    from plimsoll_worker.parallel.rank_processes import COMPILED, RankProcesses
     from plimsoll_worker.selfcheck import check_effective, check_plan
     from plimsoll_worker.server.frontend import Frontend
     from plimsoll_worker.serving import end_now, open_service, stop_on_sigterm
 
     startup = Startup()
-    with Frontend(launch, settings, startup, lambda message: end_now(launch, message)) as frontend:
+
+    def died(message: str) -> None:
+        end_now(launch, message)
+
+    with RankProcesses(launch, died) as ranks, Frontend(launch, settings, startup, died) as frontend:
         stop_on_sigterm(frontend, settings)
         say("Starting", plan=launch.plan_id, model=launch.model_path, ports=frontend.ports)
         folder = Path(launch.model_path)
@@ -65,7 +73,7 @@ def run(launch: Launch, settings: Settings) -> None:
         checkpoint = open_checkpoint(folder, settings.load_format)
         tokenizer = checkpoint.tokenizer()
         frontend.speak(tokenizer)
-        memory = open_device(launch.device)
+        memory = open_device(launch.device, ranks=ranks.pids)
         check_plan(
             launch,
             checkpoint.config,
@@ -74,23 +82,36 @@ def run(launch: Launch, settings: Settings) -> None:
             capability=memory.capability,
         )
         kernels.want(launch, checkpoint.config, checkpoint.stored.form if checkpoint.stored else None)
+        together = ranks.gather(memory)
         model = load_model(
             checkpoint,
             device=memory.torch_device,
             precision=launch.weights.computed_in,
             matrices=launch.weights.name,
             context=launch.max_context_tokens,
+            position=Position.of(launch),
             progress=startup.loaded,
         )
+        model.ranks = together
         startup.reached(StartupStage.WEIGHTS_LOADED, bytes=model.weight_bytes)
 
         kernels.wait()
-        runner, ledger = warm_up(launch, model, memory)
+        ranks.tell(COMPILED)
+        runner, ledger = warm_up(launch, model, memory, together.least)
         startup.reached(StartupStage.WARMED_UP, kv_tokens=runner.cache.tokens, activations=ledger.activations)
 
         check_effective(launch, model, runner.cache)
         startup.reached(StartupStage.READY, used=ledger.report().used_bytes, line=launch.line)
-        service = open_service(launch, runner, ledger, tokenizer, startup, frontend.stepped)
+        service = open_service(
+            launch,
+            runner,
+            ledger,
+            tokenizer,
+            startup,
+            frontend.stepped,
+            steps=Leading(runner, ranks.tell) if launch.tensor_parallel > 1 else runner,
+            other_devices=ranks.reports,
+        )
         frontend.open(service)
         service.engine.run()
 

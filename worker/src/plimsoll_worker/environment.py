@@ -35,12 +35,19 @@ one's own: beside other work each barrier may wait for a time slice. SmolLM2-135
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def prepare() -> None:
-    """Set cache folders that are unset and the number of threads. Call before torch is imported."""
+NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
+"""Sums in NVLink's switches: a program that fails in one may leave every GPU of the host out of service."""
+
+
+def prepare(processes: int = 1) -> None:
+    """Set cache folders that are unset and the number of threads, of which `processes` alike get a part each.
+    Call before torch is imported."""
+    os.environ.update(NO_MULTICAST)
     for name, folder in CACHE_FOLDERS.items():
         os.environ.setdefault(name, folder)
     os.environ.setdefault(CACHE_MANAGER_ENV, CACHE_MANAGER)
     threads, why = cpu_threads(os.environ, CGROUP, len(os.sched_getaffinity(0)))
+    threads = max(1, threads // processes)
     os.environ[THREADS_ENV] = str(threads)
     os.environ.setdefault(SPIN_ENV, SPIN_COUNT)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

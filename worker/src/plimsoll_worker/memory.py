@@ -12,10 +12,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import psutil
 import torch
@@ -28,6 +28,9 @@ from plimsoll_worker.nvml import device_handle
 PROC = Path("/proc")
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 """glibc's; other C libraries do without."""
+
+
+T = TypeVar("T")
 
 
 class DeviceMemory(Protocol):
@@ -71,8 +74,13 @@ class DeviceMemory(Protocol):
         """The most in use since the last `rise`, or now where freed memory is kept for the next step."""
         ...
 
+    def communicating(self, gather: Callable[[], T]) -> T:
+        """What `gather` returns. What it leaves in use is what communication takes."""
+        ...
+
     def runtime_bytes(self, counted: Counted) -> int:
-        """What is in use besides `counted` (its runtime aside): libraries, their workspaces, the driver."""
+        """What is in use besides `counted` (its runtime aside) and communication: libraries, their
+        workspaces, the driver."""
         ...
 
     def report(self, counted: Counted) -> DeviceReport:
@@ -108,15 +116,18 @@ class Counted:
 
 class CpuMemory:
     """RAM of this process and of the server's, which is what the container's limit is about: the resident
-    set, and what the other process has for itself alone.
+    set, and what the other process has for itself alone. Ranks count for themselves.
 
     Page cache of the model's files is left out: the kernel takes it back before it kills.
     """
 
     torch_device = torch.device("cpu")
+    _communication = 0
     capability = None
 
-    def __init__(self) -> None:
+    def __init__(self, rank: int = 0, ranks: Collection[int] = ()) -> None:
+        """`ranks`: the processes of the pod's other ranks."""
+        self._rank, self._ranks = rank, ranks
         self._process = psutil.Process()
         self._before = self.used() - self._others()
         """Interpreter, libraries and tokenizer: what this process had in use before the first weight."""
@@ -135,8 +146,9 @@ class CpuMemory:
         """Libraries are resident once, so of the server's process only its own pages count."""
         own = 0
         for child in self._process.children():
-            with contextlib.suppress(psutil.Error):
-                own += int(child.memory_full_info().uss)
+            if child.pid not in self._ranks:
+                with contextlib.suppress(psutil.Error):
+                    own += int(child.memory_full_info().uss)
         return own
 
     def release(self) -> None:
@@ -161,6 +173,13 @@ class CpuMemory:
         match = re.search(r"^VmHWM:\s*(\d+) kB$", (PROC / "self" / "status").read_text(), re.MULTILINE)
         return int(match[1]) * 1024 + self._others() if match else self.used()
 
+    def communicating(self, gather: Callable[[], T]) -> T:
+        before = self.used()
+        found = gather()
+        self.release()
+        self._communication = max(0, self.used() - before)
+        return found
+
     def runtime_bytes(self, counted: Counted) -> int:
         """What was in use before the first weight, and the server's process as it is now; later growth of
         this one is not the runtime's."""
@@ -170,9 +189,9 @@ class CpuMemory:
     def report(self, counted: Counted) -> DeviceReport:
         used = self.peak()
         activations = counted.workspace + counted.activations
-        explained = counted.weights + counted.kv_cache + activations + counted.runtime
+        explained = counted.weights + counted.kv_cache + activations + counted.runtime + self._communication
         return DeviceReport(
-            rank=0,
+            rank=self._rank,
             product=self.product,
             total_bytes=self.total_bytes,
             used_bytes=used,
@@ -181,7 +200,7 @@ class CpuMemory:
                 kv_cache=counted.kv_cache,
                 activations=activations,
                 cuda_graphs=0,
-                communication=0,
+                communication=self._communication,
                 runtime=counted.runtime,
                 fragmentation=0,
                 unattributed=used - explained,
@@ -192,6 +211,8 @@ class CpuMemory:
 class CudaMemory:
     """One GPU by NVML, split by torch's allocator."""
 
+    _rank = _communication = 0
+
     def __init__(self, index: int = 0) -> None:
         """Raises EffectiveConfigMismatch when torch sees no such GPU."""
         if index >= torch.cuda.device_count():
@@ -201,6 +222,7 @@ class CudaMemory:
             )
         import pynvml
 
+        self._rank = index
         self.torch_device = torch.device("cuda", index)
         torch.cuda.set_device(self.torch_device)
         pynvml.nvmlInit()
@@ -251,9 +273,18 @@ class CudaMemory:
         torch.cuda.synchronize(self.torch_device)
         return self.used()
 
+    def communicating(self, gather: Callable[[], T]) -> T:
+        self.release()
+        used, kept, _ = self._held()
+        found = gather()
+        self.release()
+        used_now, kept_now, _ = self._held()
+        self._communication = max(0, used_now - kept_now - used + kept)
+        return found
+
     def runtime_bytes(self, counted: Counted) -> int:
         torch.cuda.synchronize(self.torch_device)
-        outside = self.used() - torch.cuda.memory_reserved(self.torch_device)
+        outside = self.used() - torch.cuda.memory_reserved(self.torch_device) - self._communication
         outside -= counted.graphs.used - counted.graphs.allocator
         return outside + self._workspaces(counted)
 
@@ -263,8 +294,9 @@ class CudaMemory:
         known = counted.weights + counted.kv_cache + activations
         reserved = torch.cuda.memory_reserved(self.torch_device) - counted.graphs.allocator
         fragmentation = max(0, reserved - known - self._workspaces(counted))
+        explained = known + counted.graphs.used + counted.runtime + fragmentation + self._communication
         return DeviceReport(
-            rank=0,
+            rank=self._rank,
             product=self.product,
             total_bytes=self.total_bytes,
             used_bytes=used,
@@ -273,10 +305,10 @@ class CudaMemory:
                 kv_cache=counted.kv_cache,
                 activations=activations,
                 cuda_graphs=max(0, counted.graphs.used),
-                communication=0,
+                communication=self._communication,
                 runtime=counted.runtime,
                 fragmentation=fragmentation,
-                unattributed=used - known - counted.graphs.used - counted.runtime - fragmentation,
+                unattributed=used - explained,
             ),
         )
 
@@ -287,10 +319,10 @@ class CudaMemory:
         return max(0, allocated - known)
 
 
-def open_device(device: Device) -> CpuMemory | CudaMemory:
-    """The device that the launch asks for. Call before weights are loaded: what is in use by then is
-    `runtime`.
+def open_device(device: Device, rank: int = 0, ranks: Collection[int] = ()) -> CpuMemory | CudaMemory:
+    """The device that the launch asks for: a pod's GPUs are its ranks'. Call before weights are loaded: what
+    is in use by then is `runtime`. `ranks`: the processes of the pod's other ranks.
 
     Raises EffectiveConfigMismatch.
     """
-    return CpuMemory() if device is Device.CPU else CudaMemory()
+    return CpuMemory(rank, ranks) if device is Device.CPU else CudaMemory(rank)

@@ -13,6 +13,7 @@ from plimsoll_worker.layers.kv_cache import KVCache
 from plimsoll_worker.layers.linear import QUANTIZED_PARTS
 from plimsoll_worker.loading.weights import DTYPES, quantizable
 from plimsoll_worker.models.decoder import Decoder
+from plimsoll_worker.parallel.position import Position, check_divides
 from plimsoll_worker.quant.agreement import check_weights
 
 
@@ -27,12 +28,15 @@ def check_plan(
     """What can be told before weights are loaded. `checkpoint`: the format of a quantized one; `capability`:
     the card's, None on a CPU.
 
-    Raises EffectiveConfigMismatch naming the launch's field, MemoryEstimateExceeded for too small a KV pool.
+    Raises EffectiveConfigMismatch naming the launch's field, ModelUnsupported for a model that the ranks do
+    not divide, MemoryEstimateExceeded for too small a KV pool.
     """
     check_weights(launch, checkpoint=checkpoint, experts=config.experts is not None, capability=capability)
     caches = (launch.weights.computed_in, *CAPABILITIES.kv_cache.get(launch.device, ()))
     _expect("kvCache", launch.kv_cache, launch.kv_cache in caches, f"one of {', '.join(caches)}")
-    _expect("tensorParallel", launch.tensor_parallel, launch.tensor_parallel == 1, "1")
+    most = CAPABILITIES.max_tensor_parallel
+    _expect("tensorParallel", launch.tensor_parallel, launch.tensor_parallel <= most, f"at most {most}")
+    check_divides(config, launch.tensor_parallel)
     _expect("pipelineParallel", launch.pipeline_parallel, launch.pipeline_parallel == 1, "1")
     _expect("stage", launch.stage, launch.stage == 0, "0")
     longest = config.max_position
@@ -47,7 +51,7 @@ def check_plan(
     _expect(
         "layers", f"{launch.layers.first}-{launch.layers.last}", launch.layers == whole, f"0-{whole.last}"
     )
-    kv_blocks(launch, config.kv_bytes_per_token(launch.kv_cache))
+    kv_blocks(launch, Position.of(launch).share(config).kv_bytes_per_token(launch.kv_cache))
     if launch.expected_product is not None:
         same = _plain(launch.expected_product) == _plain(product)
         _expect("expectedProduct", launch.expected_product, same, f"{product}, the device of this pod")

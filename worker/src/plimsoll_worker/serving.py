@@ -12,12 +12,12 @@ import torch
 
 from plimsoll_worker.engine.block_pool import BlockPool
 from plimsoll_worker.engine.capacity import Ledger
-from plimsoll_worker.engine.engine import Engine
+from plimsoll_worker.engine.engine import Engine, Runner
 from plimsoll_worker.engine.guide import Grammars
 from plimsoll_worker.engine.model_runner import ModelRunner
 from plimsoll_worker.engine.scheduler import Scheduler
 from plimsoll_worker.engine.watchdog import Watchdog
-from plimsoll_worker.launch import Device, ExitCode, ExitReason, Launch, Report
+from plimsoll_worker.launch import Device, DeviceReport, ExitCode, ExitReason, Launch, Report
 from plimsoll_worker.loading.tokenizer import Tokenizer
 from plimsoll_worker.progress import Startup, say
 from plimsoll_worker.server.frontend import Frontend, Service
@@ -32,9 +32,13 @@ def open_service(
     tokenizer: Tokenizer,
     startup: Startup,
     stepped: Callable[[int], None],
+    *,
+    steps: Runner,
+    other_devices: Callable[[], tuple[DeviceReport, ...]],
 ) -> Service:
-    """A service that is ready to run: call `service.engine.run()`. `stepped` hears the tokens of every
-    step."""
+    """A service that is ready to run: call `service.engine.run()`. `stepped` hears the tokens of every step.
+    `steps`: what launches them, on all devices of the replica; `other_devices`: reports of those of the pod's
+    other ranks."""
     scheduler = Scheduler(
         BlockPool(runner.cache.blocks, runner.cache.block_size),
         max_sequences=launch.max_concurrent_sequences,
@@ -43,7 +47,7 @@ def open_service(
     config = runner.model.config
     eos = frozenset(config.eos_token_ids) | tokenizer.eos_token_ids
     grammars = Grammars(tokenizer, vocabulary=config.vocab_size, eos=eos)
-    engine = Engine(runner, scheduler, grammars=grammars, stepped=stepped)
+    engine = Engine(steps, scheduler, grammars=grammars, stepped=stepped)
     if launch.device is Device.GPU:
         # Not on a CPU: there a long prompt may rightly take longer than any limit worth having.
         Watchdog(engine.busy_seconds, lambda seconds: end_now(launch, _stuck(seconds))).start()
@@ -62,7 +66,7 @@ def open_service(
             max_context_tokens=launch.max_context_tokens,
             max_batched_tokens=launch.max_batched_tokens,
             kv_cache_tokens=runner.cache.tokens,
-            devices=(ledger.report(),),
+            devices=(ledger.report(), *other_devices()),
             startup=startup.times,
             torch_version=torch.__version__,
         )

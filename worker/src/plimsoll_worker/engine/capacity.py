@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -62,8 +62,14 @@ def kv_blocks(launch: Launch, bytes_per_token: int) -> tuple[int, int]:
     return fewest, planned
 
 
-def warm_up(launch: Launch, model: Decoder, memory: DeviceMemory) -> tuple[ModelRunner, Ledger]:
-    """A runner whose pool keeps the device under the line, and the ledger of what it took.
+def warm_up(
+    launch: Launch,
+    model: Decoder,
+    memory: DeviceMemory,
+    least: Callable[[int], int] = lambda number: number,
+) -> tuple[ModelRunner, Ledger]:
+    """A runner whose pool keeps the device under the line, and the ledger of what it took. `least`: the
+    smallest that any process of the replica says; the pools of all hold the same blocks.
 
     Raises MemoryEstimateExceeded.
     """
@@ -78,7 +84,7 @@ def warm_up(launch: Launch, model: Decoder, memory: DeviceMemory) -> tuple[Model
         activations = memory.rise(runner.rehearse)
     elsewhere = memory.peak() - fewest * block_bytes
     room = launch.line - elsewhere - launch.predicted.cuda_graphs
-    blocks = min(planned, room // block_bytes)
+    blocks = least(min(planned, room // block_bytes))
     while blocks >= fewest:
         del runner
         gc.collect()  # its graphs refer to it
@@ -98,12 +104,13 @@ def warm_up(launch: Launch, model: Decoder, memory: DeviceMemory) -> tuple[Model
         with _timed("last steps"):
             memory.rise(runner.rehearse)
         over = memory.peak() - launch.line
-        if over <= 0:
+        fitting = least(blocks - max(0, -(-over // block_bytes)))
+        if fitting == blocks:
             counted = replace(counted, runtime=memory.runtime_bytes(counted))
             ledger = Ledger(memory, counted)
             _tell(launch, ledger)
             return runner, ledger
-        blocks -= -(-over // block_bytes)
+        blocks = fitting
     raise MemoryEstimateExceeded(
         f"{elsewhere / GIB:.3f} GiB are in use without the KV pool (weights {model.weight_bytes / GIB:.3f}, "
         f"activations {activations / GIB:.3f}), predicted were "

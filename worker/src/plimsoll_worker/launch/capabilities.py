@@ -56,6 +56,6 @@ CAPABILITIES = Capabilities(
         ),
         Device.CPU: (Precision.FP32, Precision.INT8, Precision.FP8, Precision.INT4),
     },
-    max_tensor_parallel=1,
+    max_tensor_parallel=8,
     max_pipeline_parallel=1,
 )

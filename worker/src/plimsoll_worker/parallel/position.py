@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from plimsoll_worker.config import ModelConfig
 from plimsoll_worker.errors import ModelUnsupported
+from plimsoll_worker.launch import Launch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,18 @@ class Position:
     def whole(cls, config: ModelConfig) -> Position:
         """Of a process that has all to itself."""
         return cls(first=0, last=config.layer_count)
+
+    @classmethod
+    def of(cls, launch: Launch, rank: int = 0) -> Position:
+        """Of a rank of the launch's stage."""
+        return cls(
+            first=launch.layers.first,
+            last=launch.layers.last,
+            stage=launch.stage,
+            stages=launch.pipeline_parallel,
+            rank=rank,
+            ranks=launch.tensor_parallel,
+        )
 
     @property
     def is_first(self) -> bool:

@@ -1,0 +1,124 @@
+"""A pod of two ranks: it answers as one process would, says why when one of them ends, and ends both."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import torch
+from tests.unit.worker.decoding import paged, sequence, steps
+from tests.unit.worker.processes import MIB, WorkerProcess, smollm2_launch, wait_for
+from tests.unit.worker.test_models import SMALL, configuration
+
+from plimsoll_worker.errors import EngineFailed, RendezvousFailed
+from plimsoll_worker.launch import ExitCode, Launch, LayerRange, Precision, Report
+from plimsoll_worker.loading.checkpoint import open_checkpoint
+from plimsoll_worker.loading.weights import load_model
+from plimsoll_worker.memory import CpuMemory
+from plimsoll_worker.parallel.rank_processes import RankProcesses
+from plimsoll_worker.settings import LoadFormat
+
+CPU = torch.device("cpu")
+DEATH_SECONDS = 10
+BYTES_PER_TOKEN = 2 * 3 * 1 * 8 * 4
+"""Of one of two ranks: three layers, one of two KV heads of eight elements."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    configuration("Llama")(**{**SMALL, "vocab_size": 300}).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def two_ranks(folder: Path, **changes: object) -> Launch:
+    launch = smollm2_launch(
+        folder,
+        tensor_parallel=2,
+        layers=LayerRange(first=0, last=3),
+        max_context_tokens=128,
+        kv_cache_bytes=512 * BYTES_PER_TOKEN,
+        line=2048 * MIB,
+    )
+    return launch.model_copy(update=changes)
+
+
+@pytest.fixture
+def worker(folder: Path, tmp_path: Path) -> Iterator[WorkerProcess]:
+    with WorkerProcess(two_ranks(folder), tmp_path, PLIMSOLL_LOAD_FORMAT="dummy") as process:
+        process.wait_until_ready()
+        yield process
+
+
+def rank_of(worker: WorkerProcess) -> psutil.Process:
+    """The second one."""
+    children = psutil.Process(worker.pid).children()
+    return next(child for child in children if "plimsoll_worker.parallel.rank" in child.cmdline())
+
+
+def test_it_answers_reports_both_devices_and_ends_in_order(worker: WorkerProcess, folder: Path) -> None:
+    prompt = [40, 41, 42, 43, 44, 45, 46, 47]
+    body = {"model": "smollm2", "prompt": prompt, "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    answers = [httpx.post(f"{worker.url}/v1/completions", json=body, timeout=60) for _ in range(2)]
+    checkpoint = open_checkpoint(folder, LoadFormat.DUMMY)
+    runner = paged(load_model(checkpoint, device=CPU, precision=Precision.FP32), blocks=16)
+    expected = []
+    asked = sequence(tuple(prompt), max_tokens=12)
+    for waiting, logits in steps(runner, [asked], max_batched_tokens=64):
+        expected.append(int(logits.argmax()))
+        waiting.append(expected[-1])
+    text = checkpoint.tokenizer().decode(expected)
+    assert [answer.json()["choices"][0]["text"] for answer in answers] == [text, text]
+
+    report = Report.model_validate_json(
+        httpx.get(f"http://127.0.0.1:{worker.admin_port}/report", timeout=30).content
+    )
+    assert report.tensor_parallel == 2
+    assert [device.rank for device in report.devices] == [0, 1]
+    for device in report.devices:
+        assert 0 < device.bytes.weights < 2 * MIB
+        assert device.bytes.kv_cache == 512 * BYTES_PER_TOKEN
+
+    rank = rank_of(worker)
+    worker.terminate()
+    assert worker.wait(30) == 0, worker.log
+    assert not rank.is_running()
+    assert worker.exit_reason is None
+
+
+def test_the_death_of_a_rank_ends_the_pod_with_a_reason(worker: WorkerProcess) -> None:
+    os.kill(rank_of(worker).pid, signal.SIGKILL)
+    assert worker.wait(DEATH_SECONDS) == 1
+    reason = worker.exit_reason
+    assert reason is not None
+    assert reason.reason is ExitCode.ENGINE_FAILED
+    assert "rank 1 of tensor parallel 2 was killed by signal 9" in reason.message
+
+
+def test_the_death_of_the_first_ends_the_other(worker: WorkerProcess) -> None:
+    rank = rank_of(worker)
+    os.kill(worker.pid, signal.SIGKILL)
+    wait_for(lambda: not rank.is_running(), DEATH_SECONDS, "the second rank has ended")
+
+
+def test_a_rank_that_never_comes_is_refused_before_anything_is_loaded(folder: Path) -> None:
+    with (
+        pytest.raises(RendezvousFailed, match=r"rank 1 has not come within 120 s of its start"),
+        RankProcesses(two_ranks(folder), died=lambda _: None) as ranks,
+    ):
+        ranks.gather(CpuMemory(), seconds=0)
+
+
+def test_a_rank_that_ends_before_it_comes_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLIMSOLL_LAUNCH", "{}")
+    told: list[str] = []
+    with (
+        pytest.raises(EngineFailed, match="rank 1 has ended"),
+        RankProcesses(two_ranks(folder), died=told.append) as ranks,
+    ):
+        ranks.gather(CpuMemory())
+    assert told == ["rank 1 of tensor parallel 2 ended with exit code 1; what it said last is in the log"]
