@@ -14,6 +14,7 @@ from plimsoll_worker.server.errors import ApiError
 from plimsoll_worker.server.generation import Delta, Generation, ToldToken
 from plimsoll_worker.server.logprobs import chat_logprobs, completion_logprobs
 from plimsoll_worker.server.protocol import StreamOptions
+from plimsoll_worker.server.tool_calls import CallPiece
 
 Json = dict[str, Any]
 Events = AsyncIterator[str]
@@ -29,17 +30,22 @@ class Shape:
     whole: str
     chunk: str
 
-    def choice(self, index: int, text: str, finish_reason: str, logprobs: Json | None) -> Json:
+    def choice(self, whole: Delta, logprobs: Json | None) -> Json:
         """A choice of a whole answer."""
-        body: Json = (
-            {"text": text} if self is COMPLETION else {"message": {"role": "assistant", "content": text}}
-        )
-        return {"index": index, **body, "logprobs": logprobs, "finish_reason": finish_reason}
+        body: Json = {"text": whole.text}
+        if self is CHAT:
+            said: Json = {"content": whole.text}
+            if calls := _whole_calls(whole.calls):
+                said = {"content": whole.text or None, "tool_calls": calls}
+            body = {"message": {"role": "assistant", **said}}
+        return {"index": whole.index, **body, "logprobs": logprobs, "finish_reason": whole.finish_reason}
 
     def piece(self, delta: Delta, logprobs: Json | None) -> Json:
         """The choice of a chunk."""
-        text: Json = {"content": delta.text} if delta.text else {}
-        body: Json = {"text": delta.text} if self is COMPLETION else {"delta": text}
+        said: Json = {"content": delta.text} if delta.text else {}
+        if delta.calls:
+            said["tool_calls"] = [_call_piece(piece) for piece in delta.calls]
+        body: Json = {"text": delta.text} if self is COMPLETION else {"delta": said}
         return {"index": delta.index, **body, "logprobs": logprobs, "finish_reason": delta.finish_reason}
 
     def opening(self, index: int, echoed: str) -> Json | None:
@@ -73,18 +79,13 @@ class Answer:
 
     async def whole(self) -> Json:
         """In one piece. Raises ApiError when the engine gives up."""
-        choices = self._generation.choices
-        texts, reasons = list(self._echoed), ["" for _ in choices]
-        told: list[list[ToldToken]] = [[] for _ in choices]
+        wholes = [Delta(index, text) for index, text in enumerate(self._echoed)]
         async for delta in self._generation.deltas():
-            texts[delta.index] += delta.text
-            reasons[delta.index] = delta.finish_reason or reasons[delta.index]
-            told[delta.index] += delta.told
+            wholes[delta.index] = wholes[delta.index].followed_by(delta)
         return {
             **self._head(self._shape.whole),
             "choices": [
-                self._shape.choice(index, texts[index], reasons[index], self._logprobs(index, told[index]))
-                for index in range(len(choices))
+                self._shape.choice(whole, self._logprobs(whole.index, whole.told)) for whole in wholes
             ],
             "usage": self._usage(),
         }
@@ -100,7 +101,7 @@ class Answer:
                 yield _event({**head, "choices": [opening]})
         try:
             async for delta in self._generation.deltas():
-                if not (delta.text or delta.finish_reason or delta.told):
+                if not (delta.text or delta.finish_reason or delta.told or delta.calls):
                     continue
                 if options.continuous_usage_stats:
                     head["usage"] = self._usage()
@@ -142,3 +143,21 @@ class Answer:
 
 def _event(body: Json) -> str:
     return f"data: {_ENCODER.encode(body)}\n\n"
+
+
+def _call_piece(piece: CallPiece) -> Json:
+    """News of a call, as a chunk tells it."""
+    begins: Json = {"id": piece.id, "type": "function"} if piece.id is not None else {}
+    named = {"name": piece.name} if piece.name is not None else {}
+    return {"index": piece.index, **begins, "function": {**named, "arguments": piece.arguments}}
+
+
+def _whole_calls(pieces: Sequence[CallPiece]) -> list[Json]:
+    """Calls as a whole answer tells them."""
+    calls: list[Json] = []
+    for piece in pieces:
+        if piece.id is not None:
+            function = {"name": piece.name, "arguments": ""}
+            calls.append({"id": piece.id, "type": "function", "function": function})
+        calls[piece.index]["function"]["arguments"] += piece.arguments
+    return calls

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from plimsoll_worker.loading.tokenizer import Tokenizer
 
@@ -21,16 +22,22 @@ class Detokenizer:
     `decode_token`).
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Sequence[int], spelled: Mapping[int, str] = MappingProxyType({})
+    ) -> None:
+        """`spelled`: tokens that are written out, though a text does not show them."""
         self._tokenizer = tokenizer
+        self._spelled = spelled
         self._tokens = list(prompt[-LEAD_IN:])
         self._window = 0
         self._told = len(self._tokens)
 
     def push(self, token: int) -> str:
         """The text that `token` adds; empty while a character is incomplete."""
+        spelled = self._spelled.get(token)
+        before = "" if spelled is None else self.flush()
         self._tokens.append(token)
-        return self._news(final=False)
+        return self._news(final=False) if spelled is None else before + spelled
 
     def flush(self) -> str:
         """What is left at the end, incomplete characters as U+FFFD."""

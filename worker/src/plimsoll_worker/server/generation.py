@@ -15,10 +15,12 @@ from plimsoll_worker.engine.sequence import FinishReason, TokenLogprobs
 from plimsoll_worker.loading.tokenizer import Tokenizer
 from plimsoll_worker.server.detokenizer import Detokenizer, StopStrings
 from plimsoll_worker.server.engine_link import EngineLink
-from plimsoll_worker.server.errors import ApiError, unavailable
+from plimsoll_worker.server.errors import ApiError, bad_request, unavailable
 from plimsoll_worker.server.messages import Token
 from plimsoll_worker.server.metrics import Metrics
 from plimsoll_worker.server.prompts import Ask
+from plimsoll_worker.server.tool_calls import CallPiece, CallReader
+from plimsoll_worker.server.tool_families import Calling
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +40,30 @@ class Delta:
     finish_reason: str | None = None
     told: tuple[ToldToken, ...] = ()
     """Where log probabilities were asked for: also while the token's text is still held back."""
+    calls: tuple[CallPiece, ...] = ()
+    """Of functions, where there are tools."""
 
     def followed_by(self, other: Delta) -> Delta:
         """Both in one."""
-        return Delta(self.index, self.text + other.text, other.finish_reason, self.told + other.told)
+        return Delta(
+            self.index,
+            self.text + other.text,
+            other.finish_reason,
+            self.told + other.told,
+            self.calls + other.calls,
+        )
+
+
+CALLED = "tool_calls"
+"""The finish reason of an answer that calls functions."""
 
 
 class Choice:
     """One answer in the making."""
 
-    def __init__(self, index: int, ask: Ask, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+    def __init__(
+        self, index: int, ask: Ask, tokenizer: Tokenizer, stop: Sequence[str], calling: Calling | None
+    ) -> None:
         self.index = index
         self.ask = ask
         self.tokens = 0
@@ -55,8 +71,9 @@ class Choice:
         """Of the prompt, found in the prefix cache."""
         self.ended = False
         self.times = Times()
-        self._detokenizer = Detokenizer(tokenizer, ask.prompt)
+        self._detokenizer = Detokenizer(tokenizer, ask.prompt, calling.spelled(tokenizer) if calling else {})
         self._stop = StopStrings(stop)
+        self._reader = CallReader(calling.family) if calling else None
 
     def hear(self, news: Token) -> Delta:
         """The news that a token is; `ended` tells whether it is the last."""
@@ -71,14 +88,22 @@ class Choice:
         if self.tokens > self.ask.params.min_tokens:
             text = self._stop.push(text)
         if self._stop.found:
-            return self._last(text, FinishReason.STOP, told)
+            return self._delta(text, FinishReason.STOP, told)
         if news.finish is not None:
-            return self._last(text + self._stop.flush(), news.finish, told)
-        return Delta(self.index, text, told=told)
+            return self._delta(text + self._stop.flush(), news.finish, told)
+        return self._delta(text, None, told)
 
-    def _last(self, text: str, reason: FinishReason, told: tuple[ToldToken, ...]) -> Delta:
-        self.ended = True
-        return Delta(self.index, text, reason.value, told)
+    def _delta(self, text: str, reason: FinishReason | None, told: tuple[ToldToken, ...]) -> Delta:
+        self.ended = reason is not None
+        finish = None if reason is None else reason.value
+        if self._reader is None:
+            return Delta(self.index, text, finish, told)
+        text, calls = self._reader.push(text)
+        if reason is not None:
+            text += self._reader.flush()
+        if reason is FinishReason.STOP and self._reader.calls:
+            finish = CALLED
+        return Delta(self.index, text, finish, told, tuple(calls))
 
 
 class Generation:
@@ -95,10 +120,12 @@ class Generation:
         stop: Sequence[str],
         priority: int,
         cache_salt: str,
+        calling: Calling | None = None,
     ) -> None:
-        """Submit the request. Raises ApiError; then nothing of it runs."""
+        """Submit the request. `calling`: how the answers call functions. Raises ApiError; then nothing of it
+        runs."""
         self.tokenizer = tokenizer
-        self.choices = [Choice(index, ask, tokenizer, stop) for index, ask in enumerate(asks)]
+        self.choices = [Choice(index, ask, tokenizer, stop, calling) for index, ask in enumerate(asks)]
         self._engine = engine
         self._metrics = metrics
         self._tokens: asyncio.Queue[tuple[Choice, Token]] = asyncio.Queue()
@@ -151,6 +178,12 @@ class Generation:
             return
         if token.token is None:
             choice.ended = True
+            if token.finish is FinishReason.DEAD_END:
+                raise bad_request(
+                    "the answer cannot go on: its schema lets no token come next, or too many; "
+                    "ask for a simpler one, with fewer optional properties",
+                    code="grammar_dead_end",
+                )
             raise unavailable(
                 "the worker stopped before the answer was complete; send the request again", "aborted"
             )

@@ -11,6 +11,7 @@ from plimsoll_worker.engine.sequence import SamplingParams
 from plimsoll_worker.loading.chat_template import ChatTemplateError
 from plimsoll_worker.loading.tokenizer import Tokenizer
 from plimsoll_worker.server.errors import ApiError, bad_request
+from plimsoll_worker.server.form import Form, form_of
 from plimsoll_worker.server.messages import Limits
 from plimsoll_worker.server.protocol import (
     ChatRequest,
@@ -18,6 +19,7 @@ from plimsoll_worker.server.protocol import (
     GenerationRequest,
     Message,
 )
+from plimsoll_worker.server.tool_families import calling_of
 
 DEFAULT_COMPLETION_TOKENS = 16
 """max_tokens of /v1/completions when the client names none, as OpenAI documents it."""
@@ -42,13 +44,18 @@ class Prompts:
     def __init__(self, tokenizer: Tokenizer, limits: Limits) -> None:
         self._tokenizer = tokenizer
         self._limits = limits
+        self._calling = calling_of(tokenizer, limits.eos_token_ids)
 
-    async def of_chat(self, request: ChatRequest) -> list[Ask]:
+    async def form(self, request: ChatRequest) -> Form:
+        """What the answers to a chat must look like. Raises ApiError."""
+        return await form_of(request, self._calling, self._limits.eos_token_ids)
+
+    async def of_chat(self, request: ChatRequest, form: Form) -> list[Ask]:
         """Raises ApiError."""
-        prompt = await self.chat(request.messages, request.chat_template_kwargs)
+        prompt = await self.chat(request.messages, request.chat_template_kwargs, form.tools)
         named = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
         self._check_length(len(prompt), named, "messages")
-        return self._asks(request, [prompt], named, self._limits.context)
+        return self._asks(request, [prompt], named, self._limits.context, form.grammar)
 
     async def of_completion(self, request: CompletionRequest) -> list[Ask]:
         """Raises ApiError."""
@@ -57,13 +64,19 @@ class Prompts:
             self._check_length(len(prompt), request.max_tokens, "prompt")
         return self._asks(request, prompts, request.max_tokens, DEFAULT_COMPLETION_TOKENS)
 
-    async def chat(self, messages: list[Message], variables: dict[str, object] | None = None) -> list[int]:
+    async def chat(
+        self,
+        messages: list[Message],
+        variables: dict[str, object] | None = None,
+        tools: list[dict[str, object]] | None = None,
+    ) -> list[int]:
         """Token ids of a chat through the model's template. Raises ApiError."""
         template = self._tokenizer.chat_template
         if template is None:
             raise bad_request("this model has no chat template; use /v1/completions", param="messages")
         try:
-            text = template.render([message.for_template() for message in messages], variables)
+            known = {"tools": tools, **(variables or {})}
+            text = template.render([message.for_template() for message in messages], known)
         except ChatTemplateError as error:
             raise bad_request(str(error), param="messages") from error
         # The template writes the special tokens itself.
@@ -85,7 +98,12 @@ class Prompts:
         return prompt
 
     def _asks(
-        self, request: GenerationRequest, prompts: list[list[int]], named: int | None, default: int
+        self,
+        request: GenerationRequest,
+        prompts: list[list[int]],
+        named: int | None,
+        default: int,
+        grammar: str | None = None,
     ) -> list[Ask]:
         choices = request.n or 1
         if len(prompts) * choices > self._limits.sequences:
@@ -106,6 +124,7 @@ class Prompts:
                 prompt,
                 replace(
                     params,
+                    grammar=grammar,
                     max_tokens=named or min(default, self._limits.context - len(prompt)),
                     seed=None if request.seed is None else _next_seed(request.seed, choice),
                 ),

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from plimsoll_worker.server.structure import Choice, ClientModel, ResponseFormat, ToolCall, Tools
 
 MAX_STOP_STRINGS = 4
 MAX_CHOICES = 128
@@ -28,16 +30,10 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,),
     "skip_special_tokens": (True,),
 }
-"""Fields the engine does not implement, and the values at which they ask for nothing. null always is one."""
+"""Fields that an endpoint does not have, and the values at which they ask for nothing. null always is one."""
 
 WITHOUT_EFFECT = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 """Fields for the books of whoever runs the service."""
-
-
-class ClientModel(BaseModel):
-    """Unknown fields are refused, and so are NaN and infinity."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class StreamOptions(ClientModel):
@@ -129,7 +125,7 @@ class GenerationRequest(ClientModel):
                 if value is not None and value not in NEUTRAL[name]:
                     neutral = " or ".join(repr(allowed) for allowed in NEUTRAL[name])
                     raise ValueError(
-                        f"{name} is not supported by this engine; leave it out or send {neutral}"
+                        f"{name} is not supported at this endpoint; leave it out or send {neutral}"
                     )
                 continue
             kept[name] = value
@@ -153,16 +149,48 @@ class Message(ClientModel):
     """One turn of a chat."""
 
     role: str
-    content: str | list[TextPart]
+    content: str | list[TextPart] | None = None
     name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    """With the role assistant: what it called."""
+    tool_call_id: str | None = None
+    """With the role tool: the call whose outcome the content is."""
 
-    def for_template(self) -> dict[str, str]:
-        """As chat templates expect it: content in one string."""
-        content = (
-            self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_says_nothing(cls, data: Any) -> Any:
+        """Answers are told back as they came, with fields of other kinds of models at null."""
+        return (
+            {name: value for name, value in data.items() if value is not None}
+            if isinstance(data, dict)
+            else data
         )
-        named = {"name": self.name} if self.name is not None else {}
-        return {"role": self.role, "content": content, **named}
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content is missing; only an assistant's message with tool_calls needs none")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"tool_calls come from the role 'assistant', found {self.role!r}")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError(
+                "tool_call_id belongs to a message of the role 'tool', and every such message has one"
+            )
+        return self
+
+    def for_template(self) -> dict[str, Any]:
+        """As chat templates expect it: content in one string."""
+        content = self.content
+        if isinstance(content, list):
+            content = "".join(part.text for part in content)
+        rest = {"name": self.name, "tool_call_id": self.tool_call_id}
+        calls = [call.for_template() for call in self.tool_calls or ()]
+        return {
+            "role": self.role,
+            "content": content or "",
+            **{name: value for name, value in rest.items() if value is not None},
+            **({"tool_calls": calls} if calls else {}),
+        }
 
 
 class ChatRequest(GenerationRequest):
@@ -174,6 +202,12 @@ class ChatRequest(GenerationRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     """More variables for the model's chat template."""
+    response_format: ResponseFormat | None = None
+    tools: Tools | None = None
+    tool_choice: Choice | None = None
+    """auto, unless there are no tools."""
+    parallel_tool_calls: bool | None = None
+    """False: one call at the most."""
 
     @property
     def top_logprobs_asked(self) -> int | None:
@@ -183,6 +217,18 @@ class ChatRequest(GenerationRequest):
     def _top_logprobs_need_logprobs(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs is only allowed with logprobs: true")
+        return self
+
+    @model_validator(mode="after")
+    def _tools_are_there_to_choose(self) -> Self:
+        names = [tool.function.name for tool in self.tools or ()]
+        choice = self.tool_choice
+        if not names and choice is not None and choice.mode != "none":
+            raise ValueError("tool_choice is only allowed with tools")
+        if choice is not None and choice.name is not None and choice.name not in names:
+            raise ValueError(f"tool_choice: {choice.name!r} is none of the tools, which are {names}")
+        if len(set(names)) < len(names):
+            raise ValueError("two tools have one name")
         return self
 
 

@@ -17,6 +17,7 @@ from plimsoll_worker.server.messages import Opened, Subject
 from plimsoll_worker.server.metrics import Metrics
 from plimsoll_worker.server.prompts import Ask, Prompts
 from plimsoll_worker.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from plimsoll_worker.server.tool_families import Calling
 
 
 class State(StrEnum):
@@ -24,6 +25,8 @@ class State(StrEnum):
 
     STARTING = "starting"
     READY = "ready"
+    LEAVING = "leaving"
+    """It answers, but clients should find another one."""
     DRAINING = "draining"
 
 
@@ -42,7 +45,8 @@ class Service:
 
     async def generate_chat(self, request: ChatRequest) -> Generation:
         """Raises ApiError."""
-        return self._generate(request, await self.prompts.of_chat(request))
+        form = await self.prompts.form(request)
+        return self._generate(request, await self.prompts.of_chat(request, form), form.calling)
 
     async def generate_completion(self, request: CompletionRequest) -> Generation:
         """Raises ApiError."""
@@ -58,7 +62,9 @@ class Service:
                 code="model_not_found",
             )
 
-    def _generate(self, request: GenerationRequest, asks: list[Ask]) -> Generation:
+    def _generate(
+        self, request: GenerationRequest, asks: list[Ask], calling: Calling | None = None
+    ) -> Generation:
         return Generation(
             self.engine,
             self.tokenizer,
@@ -68,6 +74,7 @@ class Service:
             stop=request.stop or [],
             priority=request.priority or 0,
             cache_salt=request.cache_salt or "",
+            calling=calling,
         )
 
 
@@ -80,11 +87,19 @@ class Lobby:
     state: State = State.STARTING
     opened: Service | None = field(default=None)
 
+    @property
+    def answers(self) -> bool:
+        return self.state in (State.READY, State.LEAVING)
+
+    @property
+    def leaves(self) -> bool:
+        return self.state in (State.LEAVING, State.DRAINING)
+
     async def service(self) -> Service:
         """The service while it takes requests. Raises ApiError 503."""
         if self.opened is None:
             raise await self.starting()
-        if self.state is not State.READY:
+        if not self.answers:
             raise unavailable("the worker is shutting down; another replica will answer", "draining")
         return self.opened
 
