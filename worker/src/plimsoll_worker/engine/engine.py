@@ -102,7 +102,7 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._flights: deque[InFlight] = deque()
         self._stalled = False
-        """The last step had nothing to compute: everybody waits for tokens, or for what may follow them."""
+        """There is nothing to compute and nothing to read: everybody waits for what may follow a token."""
         self._live = 0
         self._live_lock = threading.Lock()
         self._closed = False
@@ -198,11 +198,12 @@ class Engine:
     def _step(self) -> None:
         self._busy_since = self._clock()
         step = self._scheduler.schedule()
-        self._stalled = not step
+        self._stalled = not step and not self._flights
         if step:
             self._flights.append(self._runner.launch(step))
             self._note(step)
-        ahead = self._runner.steps_ahead if step else 0
+        # Nobody can go on: the oldest step has what they wait for.
+        ahead = self._runner.steps_ahead if step else max(0, len(self._flights) - 1)
         while len(self._flights) > ahead:
             self._read(self._flights.popleft())
         self._busy_since = None

@@ -57,14 +57,15 @@ class DecodeGraphs:
     def __init__(self, sizes: tuple[int, ...]) -> None:
         self.sizes = sizes
         self._forward: dict[int, Work] = {}
-        self._sample: dict[int, Work] = {}
+        self._sample: dict[int, Work | None] = {}
 
     def bucket(self, sequences: int) -> int | None:
         """The size to pad a batch to; None: too many for any."""
         at = bisect_left(self.sizes, sequences)
         return self.sizes[at] if at < len(self.sizes) else None
 
-    def add(self, size: int, forward: Work, sample: Work) -> None:
+    def add(self, size: int, forward: Work, sample: Work | None) -> None:
+        """`sample` None: on a stage that samples nothing."""
         self._forward[size] = forward
         self._sample[size] = sample
 
@@ -74,4 +75,6 @@ class DecodeGraphs:
 
     def sample(self, size: int) -> None:
         """Choose its tokens by temperature and seed."""
-        self._sample[size]()
+        sample = self._sample[size]
+        assert sample is not None, "the last stage samples"
+        sample()

@@ -4,11 +4,15 @@ host.
 The scheduler knows nothing of tensors and the model nothing of sequences. A step of one token a sequence is
 replayed from a CUDA graph where there is one; all others are launched kernel by kernel, which a prompt's own
 length hides. On a CPU the same code runs without graphs.
+
+Of a model whose layers are on several stages each has a runner, and all launch the same steps: hidden states
+come from the stage before, go to the next, and the last stage samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Ordered
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +20,7 @@ from torch import Tensor
 from plimsoll_worker.engine.graphs import CudaRecorder, DecodeGraphs, Recorder
 from plimsoll_worker.engine.in_flight import InFlight, LogprobRow
 from plimsoll_worker.engine.rehearsal import longest_steps
-from plimsoll_worker.engine.sampler import Sampler, draw, sampling_position
+from plimsoll_worker.engine.sampler import Chosen, Sampler, draw, sampling_position
 from plimsoll_worker.engine.scheduler import Scheduled
 from plimsoll_worker.engine.slot_tables import SlotTables
 from plimsoll_worker.engine.staging import TURNS, Staging
@@ -25,6 +29,28 @@ from plimsoll_worker.kernels.batch import AttentionBatch
 from plimsoll_worker.launch import graph_sizes
 from plimsoll_worker.layers.kv_cache import KVCache
 from plimsoll_worker.models.decoder import Decoder
+
+
+class Neighbours(Protocol):
+    """The stages before and after this one."""
+
+    def receive(self, hidden: Tensor) -> None:
+        """Fill hidden (tokens, hidden) with what the stage before has computed."""
+        ...
+
+    def send(self, hidden: Tensor) -> None:
+        """Pass hidden (tokens, hidden) on. Its memory is used again by the next step."""
+        ...
+
+
+class Nobody:
+    """While a stage only rehearses: nothing comes, and nobody takes anything."""
+
+    def receive(self, hidden: Tensor) -> None:
+        del hidden
+
+    def send(self, hidden: Tensor) -> None:
+        del hidden
 
 
 class ModelRunner:
@@ -45,35 +71,53 @@ class ModelRunner:
         self.max_batched_tokens = max_batched_tokens
         self.max_context_tokens = max_context_tokens
         device = model.device
+        position = model.position
+        self.neighbours: Neighbours = Nobody()
         self.steps_ahead = 1 if device.type == "cuda" else 0
+        in_flight = max(TURNS, position.stages + 2)
         tokens = max(max_batched_tokens, max_sequences)
-        self._tables = SlotTables(max_sequences, max_context_tokens, cache.block_size, device)
-        self._staging = Staging(device, words_needed(tokens, max_sequences, cache.block_size))
+        self._tables = SlotTables(
+            max_sequences,
+            max_context_tokens,
+            cache.block_size,
+            device,
+            brings_tokens=position.is_first and not position.is_last,
+        )
+        self._staging = Staging(device, words_needed(tokens, max_sequences, cache.block_size), in_flight)
         self._sampler = Sampler(device, self._tokens_of)
         self._hidden = torch.zeros(
             (max_sequences, model.config.hidden_size), dtype=model.dtype, device=device
         )
+        self._arrived = torch.zeros(
+            (0 if position.is_first else tokens, model.config.hidden_size), dtype=model.dtype, device=device
+        )
+        """Hidden states of the stage before."""
         self._tokens = torch.zeros(max_sequences, dtype=torch.int64, device=device)
         pinned = device.type == "cuda"
-        self._read = [torch.zeros(max_sequences, dtype=torch.int64, pin_memory=pinned) for _ in range(TURNS)]
+        self._read = [
+            torch.zeros(max_sequences, dtype=torch.int64, pin_memory=pinned) for _ in range(in_flight)
+        ]
         self._turn = 0
         self.graphs = DecodeGraphs(())
 
     @property
     def workspace_bytes(self) -> int:
         """What it keeps on the device besides weights and KV cache."""
-        return sum(part.nbytes for part in (self._tables, self._staging, self._hidden, self._tokens))
+        parts = self._tables, self._staging, self._hidden, self._arrived, self._tokens
+        return sum(part.nbytes for part in parts)
 
     @torch.inference_mode()
     def launch(self, step: Ordered[Scheduled], *, layers: int | None = None) -> InFlight:
-        """Begin to compute a step and to sample a token for each sequence that it completes. `layers`: only
-        so many of the model's."""
+        """Begin to compute a step and, on the last stage, to sample a token for each sequence that it
+        completes; on the others nothing is read from it. `layers`: only so many of the model's."""
         rows = [part for part in step if part.completes]
         if len(rows) == len(step) and all(part.count == 1 for part in step):
             told = self._decode(step, layers)
         else:
             told = self._mixed(step, rows, layers)
-        self._turn = (self._turn + 1) % TURNS
+        if not self.model.position.is_last:
+            return InFlight([], self._read[0][:0], {}, None)
+        self._turn = (self._turn + 1) % len(self._read)
         read = self._read[self._turn][: len(rows)]
         read.copy_(self._tokens[: len(rows)], non_blocking=True)
         event = None
@@ -101,6 +145,7 @@ class ModelRunner:
                 return
             recorder = CudaRecorder(self.model.device)
         graphs = DecodeGraphs(graph_sizes(self.max_sequences))
+        samples = self.model.position.is_last
         for size in reversed(graphs.sizes):
             self._staging.begin()
             inputs = decode_inputs(
@@ -115,8 +160,9 @@ class ModelRunner:
                 self._sample(self._hidden[:size], inputs)
 
             forward()
-            sample()
-            graphs.add(size, recorder.record(forward), recorder.record(sample))
+            if samples:
+                sample()
+            graphs.add(size, recorder.record(forward), recorder.record(sample) if samples else None)
         self.graphs = graphs
 
     @torch.inference_mode()
@@ -141,20 +187,32 @@ class ModelRunner:
     def _decode(self, step: Ordered[Scheduled], layers: int | None) -> dict[int, LogprobRow]:
         size = self.graphs.bucket(len(step))
         inputs = self._stage(step, size, samples=len(step))
+        if not self.model.position.is_first:
+            self.neighbours.receive(self._arrived[: len(step)])
         if size is None:
-            return self._choose(self._forward(inputs, layers), inputs, step)
-        self.graphs.forward(size)
-        if all(part.sequence.params.plain for part in step):
+            hidden = self._forward(inputs, layers)
+        else:
+            self.graphs.forward(size)
+            hidden = self._hidden[:size]
+        if not self.model.position.is_last:
+            self.neighbours.send(hidden[: len(step)])
+            return {}
+        if size is not None and all(part.sequence.params.plain for part in step):
             self.graphs.sample(size)
             return {}
-        return self._choose(self._hidden[:size], inputs, step)
+        return self._choose(hidden, inputs, step)
 
     def _mixed(
         self, step: Ordered[Scheduled], rows: Ordered[Scheduled], layers: int | None
     ) -> dict[int, LogprobRow]:
         samples = self.graphs.bucket(len(rows)) or len(rows)
         inputs = self._stage(step, None, samples=samples if rows else 0)
+        if not self.model.position.is_first:
+            self.neighbours.receive(self._arrived[: len(inputs.positions)])
         hidden = self._forward(inputs, layers)
+        if not self.model.position.is_last:
+            self.neighbours.send(hidden)
+            return {}
         return self._choose(hidden.index_select(0, inputs.last_tokens), inputs, rows) if rows else {}
 
     def _stage(self, step: Ordered[Scheduled], size: int | None, *, samples: int) -> StepInputs:
@@ -162,9 +220,12 @@ class ModelRunner:
         its samples padded to `samples`."""
         places: list[int] = []
         blocks: list[int] = []
+        told: list[int] = []
+        tokens: list[int] = []
         for part in step:
             self._tables.admit(part.sequence)
             self._tables.grown(part.sequence, places, blocks)
+            self._tables.learned(part.sequence, told, tokens)
         self._staging.begin()
         if size is None:
             inputs = mixed_inputs(step, self._staging, self._tables, self.cache.block_size, samples=samples)
@@ -173,10 +234,13 @@ class ModelRunner:
                 step, self._staging, self._tables, self.cache.block_size, size=size, longest=self._longest
             )
         # Behind the arrays of the graph, whose places must not move.
-        grown = self._tables.write_blocks(self._staging, places, blocks)
+        grown = self._tables.write(self._staging, places, blocks)
+        learned = self._tables.write(self._staging, told, tokens)
         self._staging.send()
         if places:
             self._tables.apply_blocks(*grown)
+        if told:
+            self._tables.apply_tokens(*learned)
         return inputs
 
     @property
@@ -197,8 +261,11 @@ class ModelRunner:
             max_context_len=inputs.max_context_len,
             block_size=self.cache.block_size,
         )
-        token_ids = self._tables.tokens.view(-1).index_select(0, inputs.token_places).long()
-        hidden: Tensor = self.model(token_ids, batch, self.cache, layers=layers)
+        if self.model.position.is_first:
+            given = self._tables.tokens.view(-1).index_select(0, inputs.token_places).long()
+        else:
+            given = self._arrived[: len(inputs.positions)]
+        hidden: Tensor = self.model(given, batch, self.cache, layers=layers)
         return hidden
 
     def _sample(self, hidden: Tensor, inputs: StepInputs) -> None:
@@ -206,8 +273,14 @@ class ModelRunner:
         self._keep(draw(self.model.logits(hidden), inputs.noise), inputs)
 
     def _choose(self, hidden: Tensor, inputs: StepInputs, rows: Ordered[Scheduled]) -> dict[int, LogprobRow]:
-        """Choose tokens for `hidden` (rows and padding, hidden) by whatever the sequences ask for."""
-        chosen = self._sampler(self.model.logits(hidden), rows, inputs.noise)
+        """Choose tokens for `hidden` (rows and padding, hidden) by whatever the sequences ask for. The first
+        rank chooses for all: sums of probabilities need not come out alike on two cards."""
+        logits, ranks = self.model.logits(hidden), self.model.ranks
+        if ranks.leads:
+            chosen = self._sampler(logits, rows, inputs.noise)
+        else:
+            chosen = Chosen(self._tokens.new_empty(len(logits)), {})
+        ranks.take_word(chosen.tokens)
         self._keep(chosen.tokens, inputs)
         return {
             row: LogprobRow(*(part.to("cpu", non_blocking=True) for part in parts))

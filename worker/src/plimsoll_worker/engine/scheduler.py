@@ -7,8 +7,10 @@ its own back and is computed again later, mostly from the prefix cache; swapping
 alternative, and costs the memory it wants to save.
 
 Steps are scheduled before the tokens of the step before are known: a sampled token counts as `pending` until
-it is read. Blocks may be given on at once all the same, because the device works off steps in order. An
-answer under a grammar cannot go on before its token is read: it sits out steps that others take part in.
+it is read. Over several stages a sequence waits for its token, and a step takes its share of the sequences,
+so that every stage has one. Blocks may be given on at once all the same, because each device works off steps
+in order. An answer under a grammar cannot go on before its token is read: it sits out steps that others take
+part in.
 """
 
 from __future__ import annotations
@@ -39,8 +41,12 @@ class Scheduler:
     """Waiting and running sequences and the blocks they hold. Not thread-safe: the engine's thread owns
     it."""
 
-    def __init__(self, pool: BlockPool, *, max_sequences: int, max_batched_tokens: int) -> None:
+    def __init__(
+        self, pool: BlockPool, *, max_sequences: int, max_batched_tokens: int, stages: int = 1
+    ) -> None:
+        """`stages`: over how many the layers are divided; each has a step of its own at the same time."""
         self.pool = pool
+        self.stages = stages
         self.max_sequences = max_sequences
         self.max_batched_tokens = max_batched_tokens
         self.waiting: list[Sequence] = []
@@ -77,7 +83,10 @@ class Scheduler:
         flight are read, or nothing at all."""
         step: list[Scheduled] = []
         budget = self.max_batched_tokens
+        share = -(-len(self.running) // self.stages)
         for sequence in sorted(self.running, key=lambda sequence: sequence.remaining > 1):
+            if self.stages > 1 and (sequence.pending or len(step) == share):
+                continue  # its token is on another machine, or it is for the next stage's step
             count = min(sequence.remaining, budget)
             if count and sequence.slot >= 0 and self._make_room(sequence, count, step):
                 budget -= self._take(sequence, count, step)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 TURNS = 4
-"""Steps whose copies may be under way; more than are ever in flight."""
+"""Steps whose copies may be under way; more than are ever in flight on one stage."""
 WORD = 8
 LINE_WORDS = 2
 """Arrays begin at multiples of 16 bytes, which kernels load at once."""
@@ -26,9 +26,9 @@ _NUMPY = {torch.int64: np.int64, torch.int32: np.int32, torch.float32: np.float3
 class Staging:
     """`words` words of 8 bytes for one step's arrays."""
 
-    def __init__(self, device: torch.device, words: int) -> None:
+    def __init__(self, device: torch.device, words: int, turns: int = TURNS) -> None:
         pinned = device.type == "cuda"
-        self._host = [torch.zeros(words, dtype=torch.int64, pin_memory=pinned) for _ in range(TURNS)]
+        self._host = [torch.zeros(words, dtype=torch.int64, pin_memory=pinned) for _ in range(turns)]
         self._written = [buffer.numpy() for buffer in self._host]
         self._device = torch.zeros(words, dtype=torch.int64, device=device)
         self._views: dict[tuple[int, int, torch.dtype], Tensor] = {}
@@ -42,7 +42,7 @@ class Staging:
 
     def begin(self) -> None:
         """Start a step's arrays."""
-        self._turn = (self._turn + 1) % TURNS
+        self._turn = (self._turn + 1) % len(self._host)
         self._end = 0
 
     def put(self, values: Sequence[int] | Sequence[float] | np.ndarray, dtype: torch.dtype) -> Tensor:

@@ -51,8 +51,8 @@ class StepInputs:
 
 def words_needed(tokens: int, slots: int, block_size: int) -> int:
     """Size of the staging buffer for steps of up to `tokens` tokens of `slots` sequences."""
-    per_token, per_row, grown = 3, 8, 2 * (tokens // block_size + 2 * slots)
-    arrays = 16
+    per_token, per_row, grown = 3, 10, 2 * (tokens // block_size + 2 * slots)
+    arrays = 18
     return per_token * tokens + per_row * (slots + 1) + grown + 2 * arrays
 
 
