@@ -137,8 +137,24 @@ def test_a_worker_that_starts_answers_503_and_ends_at_once_when_told(smollm2: Pa
         assert process.wait(20) == 0
 
 
+def test_a_worker_told_to_end_answers_until_nobody_is_sent_to_it(smollm2: Path, tmp_path: Path) -> None:
+    body = {"model": "smollm2", "prompt": "Hi", "max_tokens": 1}
+    with WorkerProcess(smollm2_launch(smollm2), tmp_path, PLIMSOLL_LINGER_SECONDS="3") as process:
+        process.wait_until_ready()
+        with httpx.Client(base_url=process.url, timeout=20) as client:
+            before = client.post("/v1/completions", json=body)
+            process.terminate()
+            wait_for(lambda: "event=Leaving" in process.log, 10, "the worker heard it")
+            after = client.post("/v1/completions", json=body)
+        assert (before.status_code, after.status_code) == (200, 200)
+        assert "connection" not in before.headers
+        assert after.headers["connection"] == "close", "the next request of this client leads elsewhere"
+        assert process.wait(20) == 0
+        assert "event=Draining" in process.log
+
+
 def test_a_draining_worker_finishes_what_runs_and_takes_nothing_new(smollm2: Path, tmp_path: Path) -> None:
-    with WorkerProcess(smollm2_launch(smollm2), tmp_path) as process:
+    with WorkerProcess(smollm2_launch(smollm2), tmp_path, PLIMSOLL_LINGER_SECONDS="0") as process:
         process.wait_until_ready()
         client = openai.OpenAI(base_url=f"{process.url}/v1", api_key="any", max_retries=0)
         stream = client.completions.create(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
 
@@ -105,8 +106,14 @@ def end_now(launch: Launch, message: str) -> None:
 
 
 def stop_on_sigterm(frontend: Frontend, settings: Settings) -> None:
-    """On SIGTERM a serving worker drains; one that is still starting has nothing to finish and ends at
-    once."""
+    """On SIGTERM a serving worker lingers, then drains; one that is still starting has nothing to finish and
+    ends at once."""
+    linger = min(settings.linger_seconds, settings.drain_seconds)
+
+    def drain(service: Service) -> None:
+        frontend.drain()
+        service.engine.drain(settings.drain_seconds - linger)
+        say("Draining", seconds=settings.drain_seconds - linger, running=service.engine.stats().running)
 
     def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the interpreter's signature
         service = frontend.service
@@ -114,9 +121,11 @@ def stop_on_sigterm(frontend: Frontend, settings: Settings) -> None:
             say("Exit", reason="Completed", message="told to stop before the model was loaded")
             # Not sys.exit: a download's threads would be waited for.
             os._exit(0)
-        frontend.drain()
-        service.engine.drain(settings.drain_seconds)
-        say("Draining", seconds=settings.drain_seconds, running=service.engine.stats().running)
+        frontend.leave()
+        say("Leaving", seconds=linger)
+        timer = threading.Timer(linger, drain, (service,))
+        timer.daemon = True  # an engine that fails meanwhile ends the process
+        timer.start()
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

@@ -21,7 +21,7 @@ from plimsoll_worker.loading.tokenizer import Tokenizer, compile_template
 from plimsoll_worker.server.app import admin_app, serving_app
 from plimsoll_worker.server.engine_link import EngineLink
 from plimsoll_worker.server.intake import DeadlineProtocol
-from plimsoll_worker.server.messages import Closing, Draining, Language, Opened, Step
+from plimsoll_worker.server.messages import Closing, Draining, Language, Leaving, Opened, Standing, Step
 from plimsoll_worker.server.metrics import Metrics
 from plimsoll_worker.server.prompts import Prompts
 from plimsoll_worker.server.service import Lobby, Service, State
@@ -55,8 +55,12 @@ class ServerProcess:
             case Step(tokens):
                 assert self._lobby.opened is not None
                 self._lobby.opened.metrics.step_tokens.observe(tokens)
+            case Leaving():
+                self._lobby.state = State.LEAVING
+            case Standing():
+                self._lobby.state = State.READY
             case Draining():
-                self._lobby.state = State.DRAINING
+                self._drain()
             case Closing():
                 self._end()
             case _:
@@ -77,6 +81,13 @@ class ServerProcess:
         # What the start has made stays; walking over it at every collection is a pause in every stream.
         gc.collect()
         gc.freeze()
+
+    def _drain(self) -> None:
+        """A client that kept an idle connection would send its next request here, to be refused."""
+        self._lobby.state = State.DRAINING
+        for server in self._servers:
+            for connection in list(server.server_state.connections):
+                connection.shutdown()
 
     def _end(self) -> None:
         self._lobby.state = State.DRAINING

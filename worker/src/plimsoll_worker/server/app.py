@@ -29,7 +29,7 @@ from plimsoll_worker.server.protocol import (
     StreamOptions,
     TokenizeRequest,
 )
-from plimsoll_worker.server.service import Lobby, State
+from plimsoll_worker.server.service import Lobby
 
 
 def serving_app(lobby: Lobby) -> ASGIApp:
@@ -37,7 +37,7 @@ def serving_app(lobby: Lobby) -> ASGIApp:
     app = _bare_app()
     app.include_router(_probes(lobby))
     app.include_router(_api(lobby), dependencies=[Depends(_authorization(lobby.api_key))])
-    return Intake(app)
+    return Intake(app, leaves=lambda: lobby.leaves)
 
 
 def admin_app(lobby: Lobby) -> ASGIApp:
@@ -69,7 +69,7 @@ def _probes(lobby: Lobby) -> APIRouter:
 
     @router.get("/health")
     async def health() -> JSONResponse:
-        return JSONResponse({"status": lobby.state}, status_code=200 if lobby.state is State.READY else 503)
+        return JSONResponse({"status": lobby.state}, status_code=200 if lobby.answers else 503)
 
     @router.get("/metrics")
     async def metrics() -> Response:

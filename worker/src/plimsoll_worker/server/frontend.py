@@ -26,9 +26,11 @@ from plimsoll_worker.server.messages import (
     Closing,
     Draining,
     Language,
+    Leaving,
     Opened,
     Question,
     Reply,
+    Standing,
     Start,
     Step,
     Subject,
@@ -59,6 +61,7 @@ class Frontend:
         """Bind both ports. `died` is called, in a thread, when the server ends by itself. Raises LaunchError
         naming the variable of a port that is taken."""
         self.service: Service | None = None
+        self._report: Callable[[], Report] | None = None
         self._name = launch.served_name
         self._startup = startup
         self._died = died
@@ -111,12 +114,21 @@ class Frontend:
 
     def open(self, service: Service) -> None:
         """Take requests."""
-        self.service = service
+        self.service, self._report = service, service.report
         self._channel.put(service.opened)
+
+    def stand(self, report: Callable[[], Report]) -> None:
+        """Be ready, and take no requests: the first stage does."""
+        self._report = report
+        self._channel.put(Standing())
 
     def stepped(self, tokens: int) -> None:
         """Tell of a step."""
         self._channel.put(Step(tokens))
+
+    def leave(self) -> None:
+        """Go on answering, and ask clients to connect anew. Safe to call from a signal handler."""
+        self._channel.put(Leaving())
 
     def drain(self) -> None:
         """Refuse new requests and report not ready. Safe to call from a signal handler."""
@@ -157,9 +169,9 @@ class Frontend:
     def _answer(self, subject: Subject) -> object:
         if subject is Subject.PROGRESS:
             return self._startup.doing
-        if self.service is None:
-            return None
-        return self.service.engine.stats() if subject is Subject.STATS else self.service.report().to_json()
+        if subject is Subject.REPORT:
+            return self._report().to_json() if self._report else None
+        return self.service.engine.stats() if self.service else None
 
     def _lost(self) -> None:
         if not self._closing:

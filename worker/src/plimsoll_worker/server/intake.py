@@ -33,10 +33,11 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 class Intake:
-    """Around an application: request ids, and an end to clients that do not read."""
+    """Around an application: request ids, and an end to clients that do not read. While it `leaves`, every
+    answer is the last of its connection: the client's next one leads to another replica."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, *, leaves: Callable[[], bool] = lambda: False) -> None:
+        self._app, self._leaves = app, leaves
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,7 +47,10 @@ class Intake:
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[REQUEST_ID] = name
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID] = name
+                if self._leaves():
+                    headers["Connection"] = "close"
             try:
                 async with asyncio.timeout(SEND_SECONDS):
                     await send(message)

@@ -1,7 +1,7 @@
 """What the engine's process and the server's say to each other. Nothing but a `Question` waits for an answer.
 
 server → engine    Start, Abort, Question
-engine → server    Language, Opened, Token, Step, Draining, Closing, Reply
+engine → server    Language, Opened, Token, Step, Leaving, Draining, Closing, Reply
 """
 
 from __future__ import annotations
@@ -112,6 +112,16 @@ class Step:
 
     tokens: int
     """Computed in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """Answer, and send clients elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """This stage of a replica works. Its first stage takes the requests."""
 
 
 @dataclass(frozen=True, slots=True)
