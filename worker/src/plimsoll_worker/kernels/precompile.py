@@ -51,6 +51,8 @@ class Wanted:
     max_sequences: int
     max_context_tokens: int
     block_size: int
+    ranks: int = 1
+    """Among which layers are divided."""
     capability: tuple[int, int]
     """CUDA compute capability of the card."""
     multiprocessors: int
@@ -86,6 +88,7 @@ class Precompilation:
             max_sequences=launch.max_concurrent_sequences,
             max_context_tokens=launch.max_context_tokens,
             block_size=launch.kv_block_size,
+            ranks=launch.tensor_parallel,
             capability=(card.major, card.minor),
             multiprocessors=card.multi_processor_count,
         )
@@ -109,11 +112,12 @@ def kernels_of(wanted: Wanted) -> list[Kernel]:
     from plimsoll_worker.kernels.recording import recording
 
     with recording(Card.of(wanted.capability, wanted.multiprocessors)) as recorded:
-        _run(_runner(wanted))
+        for rank in range(min(wanted.ranks, 2)):  # the first adds the residual, all others are alike
+            _run(_runner(wanted, rank))
     return list(recorded.kernels.values())
 
 
-def _runner(wanted: Wanted) -> ModelRunner:
+def _runner(wanted: Wanted, rank: int = 0) -> ModelRunner:
     """A runner without memory; of layers that are alike the model has one."""
     import torch
 
@@ -121,15 +125,20 @@ def _runner(wanted: Wanted) -> ModelRunner:
     from plimsoll_worker.layers.kv_cache import KVCache
     from plimsoll_worker.loading.weights import DTYPES, give_memory, quantizable
     from plimsoll_worker.models.decoder import Decoder
+    from plimsoll_worker.parallel.position import Position
+    from plimsoll_worker.parallel.ranks import Imagined
 
     config = replace(wanted.config, layers=tuple(dict.fromkeys(wanted.config.layers)))
+    position = Position(first=0, last=config.layer_count, rank=rank, ranks=wanted.ranks)
     with torch.device("meta"):
-        model = Decoder(config)
+        model = Decoder(config, position)
+    if wanted.ranks > 1:
+        model.ranks = Imagined(position)
     forms = dict.fromkeys(quantizable(model), wanted.form) if wanted.form else {}
     give_memory(model, torch.device("meta"), DTYPES[wanted.weights], forms)
     model.make_ready(wanted.max_context_tokens)
     cache = KVCache(
-        config,
+        model.share,
         blocks=1,
         block_size=wanted.block_size,
         dtype=DTYPES[wanted.kv_cache],
