@@ -38,13 +38,13 @@ class Card(recording._NoDriver):
         hits.setdefault("launcher", []).append(made.compiled)
         return lambda *_: None
 
-[wanted] = precompile.shipped([sys.argv[1]], [sys.argv[2]])
-runner = precompile._runner(wanted)
+runners = [precompile._runner(wanted) for wanted in precompile.shipped([sys.argv[1]], [sys.argv[2]])]
 driver.set_active(Card(GPUTarget("cuda", 90, 32)))
 launching.recorded_card = launching.Card.of((9, 0), 132)
 triton.knobs.compilation.listener = heard
 with recording._Shapes():
-    precompile._run(runner)
+    for runner in runners:
+        precompile._run(runner)
 print(json.dumps({"hits": hits, "sympy": "sympy" in sys.modules}))
 """
 
