@@ -183,6 +183,8 @@ def test_buckets_cover_every_batch() -> None:
     assert graph_sizes(1) == (1,)
     assert graph_sizes(6) == (1, 2, 4, 6)
     assert graph_sizes(8) == (1, 2, 4, 8)
+    assert graph_sizes(64)[-3:] == (48, 56, 64)
+    assert graph_sizes(100)[-4:] == (64, 80, 96, 100)
     assert graph_sizes(30) == (1, 2, 4, 8, 16, 24, 30)
     graphs = DecodeGraphs(graph_sizes(30))
     assert [graphs.bucket(count) for count in (1, 3, 5, 24, 25, 30, 31)] == [1, 4, 8, 24, 30, 30, None]

@@ -28,8 +28,10 @@ RENDEZVOUS_SECONDS = 600
 
 
 def graph_sizes(max_sequences: int) -> tuple[int, ...]:
-    """Batch sizes of decode steps that are captured as CUDA graphs: 1, 2, 4, 8, 16, 24, … `max_sequences`."""
-    return (*(size for size in (1, 2, 4) if size < max_sequences), *range(8, max_sequences, 8), max_sequences)
+    """Batch sizes of decode steps that are captured as CUDA graphs: 1, 2, 4, 8, 16, … 64, 80, 96, …
+    `max_sequences`. Each is a part of every start; from 64 on a matrix's tiles hold the padding anyway."""
+    sizes = (1, 2, 4, *range(8, 64, 8), *range(64, max_sequences, 16))
+    return (*(size for size in sizes if size < max_sequences), max_sequences)
 
 
 class LaunchError(ValueError):
