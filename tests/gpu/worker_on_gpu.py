@@ -118,7 +118,14 @@ def gpu_name() -> str:
     return torch.cuda.get_device_name()
 
 
-def launch_for(folder: Path) -> Any:
+def launch_for(
+    folder: Path,
+    *,
+    context: int = CONTEXT,
+    sequences: int = SEQUENCES,
+    batched: int = BATCHED,
+    kv_tokens: int | None = None,
+) -> Any:
     import pynvml
 
     from plimsoll.model.read import read_facts
@@ -132,7 +139,12 @@ def launch_for(folder: Path) -> Any:
     total = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
     facts = read_facts(open_source(str(folder)))
     configuration = Configuration(device=Device.GPU, weights=Precision.BF16, kv_cache=Precision.BF16)
-    workload = Workload(max_context_tokens=CONTEXT, max_sequences=SEQUENCES, max_batched_tokens=BATCHED)
+    workload = Workload(
+        max_context_tokens=context,
+        max_sequences=sequences,
+        max_batched_tokens=batched,
+        kv_tokens=kv_tokens,
+    )
     stage = footprint(facts, configuration, workload).worst
     return Launch(
         plan_id="check",
@@ -143,9 +155,9 @@ def launch_for(folder: Path) -> Any:
         weights=WeightsScheme.plain(Precision.BF16),
         kv_cache=Precision.BF16,
         layers=LayerRange(first=0, last=facts.layer_count),
-        max_context_tokens=CONTEXT,
-        max_concurrent_sequences=SEQUENCES,
-        max_batched_tokens=BATCHED,
+        max_context_tokens=context,
+        max_concurrent_sequences=sequences,
+        max_batched_tokens=batched,
         kv_cache_bytes=stage.bytes.kv_cache,
         line=line(total, 3),
         predicted=stage.bytes,
