@@ -260,6 +260,7 @@ def ledger(device: str) -> Json:
 
     arguments = argparse.Namespace(
         weights=None,
+        kv_cache=None,
         shape="tiny" if device == "cpu" else "qwen3-0.6b",
         context=512 if device == "cpu" else 8192,
         sequences=4 if device == "cpu" else 64,

@@ -104,6 +104,7 @@ def measure(asked: Json, device: str, kv_tokens: int) -> Json:
     preparing.SHAPES = {**preparing.SHAPES, **SHAPES}
     arguments = argparse.Namespace(
         weights=None,
+        kv_cache=None,
         shape=asked["shape"],
         context=asked["context"],
         sequences=asked["sequences"],

@@ -48,6 +48,9 @@ def main() -> int:
         choices=[precision.value for precision in Precision if not precision.computes],
         help="what matrices are rounded to; default: not at all",
     )
+    offline.add_argument(
+        "--kv-cache", choices=["FP8"], help="what keys and values are rounded to; default: not at all"
+    )
     offline.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     offline.add_argument("--context", type=int, default=CONTEXT, help="longest context, tokens")
     offline.add_argument("--sequences", type=int, default=SEQUENCES, help="most sequences at a time")
@@ -78,6 +81,7 @@ def measure(arguments: argparse.Namespace) -> Json:
     results: Json = {
         "shape": arguments.shape,
         "weights": arguments.weights,
+        "kvCache": arguments.kv_cache,
         "start": {"imported": since(began)},
     }
 
@@ -190,6 +194,8 @@ CASES: dict[str, Callable[[Any, argparse.Namespace], Json]] = {
     "decode-1": _decode(1, 128),
     "decode-32": _decode(32, 512),
     "decode-128": _decode(128, 512),
+    "decode-256": _decode(256, 1024),
+    "prefill-128": _prefill(128),
     "prefill-8192": _prefill(8192),
     "throughput-512-128": _throughput,
     "uniform-100-1024": _uniform,

@@ -68,7 +68,8 @@ def prepare(
         checkpoint = RandomCheckpoint(Path(folder))
     line = _line(memory)
     matrices = Precision(arguments.weights) if arguments.weights else precision
-    per_token = checkpoint.config.kv_bytes_per_token(precision)
+    kept = Precision(arguments.kv_cache) if arguments.kv_cache else precision
+    per_token = checkpoint.config.kv_bytes_per_token(kept)
     launch = Launch(
         plan_id="bench",
         revision="bench",
@@ -78,7 +79,7 @@ def prepare(
         weights=WeightsScheme.plain(precision)
         if matrices is precision
         else WeightsScheme.quantized(matrices, precision),
-        kv_cache=precision,
+        kv_cache=kept,
         layers=LayerRange(first=0, last=checkpoint.config.layer_count),
         max_context_tokens=arguments.context,
         max_concurrent_sequences=arguments.sequences,
