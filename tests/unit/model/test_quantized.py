@@ -14,7 +14,8 @@ from plimsoll.model.assemble import assemble_closed_form
 from plimsoll.model.closed_form import closed_form
 from plimsoll.model.config_json import parse_config
 from plimsoll.model.errors import FileUnreadable, FormatUnsupported, ModelError
-from plimsoll.model.facts import ModelFacts, Role
+from plimsoll.model.facts import ModelFacts, PackedMatrices, Role
+from plimsoll.model.quantization.config import kept_as
 from plimsoll.model.read import read_facts
 from plimsoll.model.source import StoredTensor
 
@@ -267,3 +268,52 @@ def test_packed_numbers_of_another_shape_are_refused() -> None:
     tensors = closed_form(parse_config(raw), "c")
     with pytest.raises(FileUnreadable, match="holds no"):
         read_facts(source(json.dumps({**json.loads(raw), "intermediate_size": 192}).encode(), tensors))
+
+
+KEPT: dict[str, tuple[dict[str, Any], PackedMatrices | None]] = {
+    "gptq": (
+        {"quant_method": "gptq", "bits": 4, "group_size": 64},
+        PackedMatrices(precision="INT4", group=64),
+    ),
+    "gptq, a scale a row": (
+        {"quant_method": "gptq", "bits": 4, "group_size": -1},
+        PackedMatrices(precision="INT4"),
+    ),
+    "gptq of 8 bits": ({"quant_method": "gptq", "bits": 8, "group_size": 128}, None),
+    "gptq, columns reordered": (
+        {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": True},
+        None,
+    ),
+    "awq": ({"quant_method": "awq", "bits": 4, "group_size": 32}, PackedMatrices(precision="INT4", group=32)),
+    "fp8 in blocks": (
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        PackedMatrices(precision="FP8", in_blocks=True),
+    ),
+    "fp8 in other blocks": ({"quant_method": "fp8", "weight_block_size": [64, 128]}, None),
+    "fp8": ({"quant_method": "fp8"}, PackedMatrices(precision="FP8")),
+    "packed integers of 8 bits": (
+        {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            **group(num_bits=8, strategy="channel"),
+        },
+        PackedMatrices(precision="INT8"),
+    ),
+    "packed integers of 8 bits in groups": (
+        {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            **group(num_bits=8, strategy="group", group_size=64),
+        },
+        None,
+    ),
+    "bitsandbytes": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, None),
+    "a method nobody knows": ({"quant_method": "hqq"}, None),
+}
+
+
+@pytest.mark.parametrize(("quantization", "kept"), KEPT.values(), ids=KEPT.keys())
+def test_what_packed_matrices_are_kept_in_is_told_by_their_layout(
+    quantization: dict[str, Any], kept: PackedMatrices | None
+) -> None:
+    assert kept_as(quantization, "quantization_config") == kept

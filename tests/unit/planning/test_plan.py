@@ -391,7 +391,7 @@ REJECTIONS: dict[str, tuple[list[NodeView], list[PodView], dict[str, Any], Capab
         [gpu_node("h")],
         [],
         {"facts": llama(70, layers=80)},
-        CAPABILITIES,
+        CAPABILITIES.model_copy(update={"max_tensor_parallel": 1}),
         "EngineUnsupported",
         [
             f"BF16 TP4 would fit on 4 {H100} of one node",
@@ -426,10 +426,10 @@ REJECTIONS: dict[str, tuple[list[NodeView], list[PodView], dict[str, Any], Capab
     "a quantized checkpoint": (
         [gpu_node("h")],
         [],
-        {"facts": llama(8).model_copy(update={"quantization": "gptq"})},
+        {"facts": llama(8).model_copy(update={"quantization": "bitsandbytes"})},
         CAPABILITIES,
         "EngineUnsupported",
-        ["engine 0.2.0 loads no gptq checkpoint", "name the unquantized one in spec.model"],
+        ["engine 0.2.0 loads no bitsandbytes checkpoint", "name the unquantized one in spec.model"],
     ),
     "a context longer than the model's": (
         [gpu_node("h")],

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 from tests.unit.planning.builders import H100, L4, T4, decide_one, gpu_node, llama, node, pod, request
-
 from tests.unit.sizing.test_properties import PUBLISHED
 
 from plimsoll.api.v1alpha1 import PlanStatus
-from plimsoll.model.facts import LayerClass, ModelFacts, TensorGroup
+from plimsoll.model.facts import LayerClass, ModelFacts, PackedMatrices, TensorGroup
 from plimsoll.planning.formats import LADDER, formats
 from plimsoll.planning.snapshot import Decision, Rejection
 from plimsoll_worker.launch import CAPABILITIES, Capabilities, Device, Precision
@@ -62,7 +61,8 @@ def quantized(facts: ModelFacts, method: str = "gptq") -> ModelFacts:
     layers = tuple(
         LayerClass(**{**dict(layer), "groups": tuple(map(packed, layer.groups))}) for layer in facts.layers
     )
-    return facts.model_copy(update={"quantization": method, "layers": layers})
+    kept = PackedMatrices(precision="INT4", group=128)
+    return facts.model_copy(update={"quantization": method, "packed": kept, "layers": layers})
 
 
 @pytest.mark.parametrize("weights", ["Auto", "Native"])
@@ -207,6 +207,12 @@ class TestQuantizedCheckpoints:
         rejection = refused([gpu_node("h", H100, 8)], quantized(llama(8)), PLAIN)
         assert rejection.reason == "EngineUnsupported"
         assert "loads no gptq checkpoint: name the unquantized one" in rejection.message
+
+    def test_one_of_a_layout_that_has_no_exact_form_is_refused(self) -> None:
+        facts = quantized(llama(8)).model_copy(update={"packed": None})
+        rejection = refused([gpu_node("h", H100, 8)], facts)
+        assert rejection.reason == "EngineUnsupported"
+        assert "has no exact form for the matrices of this gptq checkpoint" in rejection.message
 
     def test_one_that_does_not_fit_is_not_promised_another_precision(self) -> None:
         assert "quantization" not in refused([gpu_node("t", T4, 1)], quantized(llama(70, layers=80))).message

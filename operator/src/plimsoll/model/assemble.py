@@ -10,6 +10,7 @@ from plimsoll.model.blueprint import Blueprint, Layer, Tensor
 from plimsoll.model.closed_form import ClosedForm, Key
 from plimsoll.model.errors import FormatUnsupported
 from plimsoll.model.facts import Divisor, LayerClass, ModelFacts, Role, State, TensorGroup
+from plimsoll.model.quantization.config import kept_as
 from plimsoll.model.source import StoredTensor
 from plimsoll.model.stored import Ledger, Naming
 
@@ -83,6 +84,7 @@ def _facts(
         revision=revision,
         file=file,
         quantization=quantization,
+        packed=kept_as(blueprint.quantization or {}, "quantization_config") if quantization else None,
         parameters=_parameters(blueprint, outer_groups, classes) - uncounted,
         checkpoint_bytes=checkpoint_bytes,
         hidden=blueprint.hidden,

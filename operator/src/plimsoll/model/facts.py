@@ -119,6 +119,16 @@ class Divisor(Frozen):
     count: Annotated[int, Field(ge=1)]
 
 
+class PackedMatrices(Frozen):
+    """What the packed matrices of a quantized checkpoint are kept in, number by number."""
+
+    precision: Literal["INT8", "INT4", "FP8"]
+    group: Annotated[int, Field(ge=0)] = 0
+    """Columns that share a scale and a minimum; 0: the whole row."""
+    in_blocks: bool = False
+    """FP8 with a scale for each 128 by 128."""
+
+
 class ModelFacts(Frozen):
     """ModelFacts v1."""
 
@@ -132,6 +142,8 @@ class ModelFacts(Frozen):
     """The GGUF file's name inside the source; empty for safetensors folders."""
     quantization: str = ""
     """How a safetensors checkpoint is quantized (gptq, awq, bitsandbytes, fp8, …); empty: it is not."""
+    packed: PackedMatrices | None = None
+    """Of a quantized checkpoint whose layout has an exact counterpart in the engine; None: it has none."""
     parameters: Annotated[int, Field(ge=1)]
     """Distinct parameters, tied ones once; prediction layers (MTP) not counted, a vision tower counted."""
     checkpoint_bytes: Annotated[int, Field(ge=1)]

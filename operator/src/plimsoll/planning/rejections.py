@@ -8,6 +8,7 @@ from itertools import islice
 
 from plimsoll.api.v1alpha1 import MultiNode, RejectedOption, WeightsPrecision
 from plimsoll.inventory.capacity import Shortage
+from plimsoll.model.quantization.config import KEPT
 from plimsoll.planning import words
 from plimsoll.planning.admission import Admitted, Refused
 from plimsoll.planning.eligibility import NO_MATCHING_NODES, VOLUME_UNAVAILABLE
@@ -49,6 +50,13 @@ def not_possible(request: DeploymentRequest, capabilities: Capabilities) -> Reje
         return Rejection(
             ENGINE_UNSUPPORTED,
             f"engine {capabilities.engine_version} loads no {facts.quantization} checkpoint: "
+            "name the unquantized one in spec.model",
+        )
+    if facts.quantization in KEPT and facts.packed is None:
+        return Rejection(
+            ENGINE_UNSUPPORTED,
+            f"engine {capabilities.engine_version} has no exact form for the matrices of this "
+            f"{facts.quantization} checkpoint (docs/quantization.md lists those it has): "
             "name the unquantized one in spec.model",
         )
     asked_weights = spec.quantization.weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from plimsoll.sizing.kv_cache import BLOCK_TOKENS
-from plimsoll.sizing.schemes import QuantizationScheme, Quantized
+from plimsoll.sizing.schemes import QuantizationScheme, Quantized, Stored
 from plimsoll_worker.launch import Device, MemoryCategory, Precision
 
 
@@ -45,11 +45,11 @@ class Configuration:
     them."""
 
     @property
-    def kept(self) -> Precision | Quantized | None:
-        """What weights are kept in; None: as stored."""
+    def kept(self) -> Precision | Quantized | Stored:
+        """What weights are kept in."""
         if self.scheme is not None:
             return Quantized(self.scheme, self.weights)
-        return None if self.stored else self.weights
+        return Stored(self.weights) if self.stored else self.weights
 
 
 @dataclass(frozen=True)

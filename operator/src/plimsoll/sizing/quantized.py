@@ -118,9 +118,9 @@ def layer_parts(facts: ModelFacts, layer: LayerClass, tensor: int, kept: Quantiz
                 columns = -(-columns * held // of)
             else:
                 rows = -(-rows * held // of)
-            count = matrix.copies * rows
+            count, scaled = matrix.copies * rows, matrix.copies * -(-rows // kept.scheme.rows_per_scale)
             numbers += count * columns
-            scales += count * kept.scheme.scale_bytes(columns, kept.rest)
+            scales += scaled * kept.scheme.scale_bytes(columns, kept.rest)
             packed += count * kept.scheme.packed_bytes(columns)
         left = group.elements - sum(matrix.elements for matrix in found)
         rest += -(-left * held // of)

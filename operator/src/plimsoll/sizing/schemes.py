@@ -6,8 +6,9 @@ the bytes that follow.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from plimsoll.model.facts import PackedMatrices
 from plimsoll_worker.launch import INT4_GROUP, Precision
 
 
@@ -23,13 +24,15 @@ class QuantizationScheme:
     """What scales are kept in; None: what is computed in."""
     minimums: bool = False
     """A minimum beside each scale."""
+    rows_per_scale: int = 1
 
     def packed_bytes(self, columns: int) -> int:
         """Bytes of the numbers of one row."""
         return -(-columns * self.bits // 8)
 
     def scale_bytes(self, columns: int, compute: Precision) -> int:
-        """Bytes of the scales and minimums of one row, beside what `compute` is computed in."""
+        """Bytes of the scales and minimums of one row, or of `rows_per_scale` rows, beside what `compute` is
+        computed in."""
         groups = 1 if self.group is None else -(-columns // self.group)
         return groups * (self.scale or compute).bytes * (2 if self.minimums else 1)
 
@@ -42,6 +45,25 @@ loses less with a minimum, and torch's own INT4 kernel keeps the pair."""
 FP8 = QuantizationScheme(name="FP8", bits=8, group=None, scale=Precision.FP32)
 """e4m3; `torch._scaled_mm` takes row-wise scales in FP32 only."""
 SCHEMES = {Precision.INT8: INT8, Precision.INT4: INT4, Precision.FP8: FP8}
+
+
+FP8_IN_BLOCKS = replace(FP8, group=128, rows_per_scale=128)
+"""As checkpoints have it (DeepSeek-V3, Qwen3); never made on load."""
+
+
+def scheme_of(packed: PackedMatrices) -> QuantizationScheme:
+    """How the engine keeps the matrices of a quantized checkpoint."""
+    if packed.in_blocks:
+        return FP8_IN_BLOCKS
+    scheme = SCHEMES[Precision(packed.precision)]
+    return replace(scheme, group=packed.group or None) if scheme is INT4 else scheme
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Packed matrices of a quantized checkpoint as the engine keeps them, and the precision of the rest."""
+
+    rest: Precision
 
 
 @dataclass(frozen=True)

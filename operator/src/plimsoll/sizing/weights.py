@@ -13,9 +13,11 @@ from collections.abc import Iterable, Iterator
 from plimsoll.model.facts import LayerClass, ModelFacts, Role, TensorGroup
 from plimsoll.sizing.parallel import rank_share
 from plimsoll.sizing.quantized import layer_parts
-from plimsoll.sizing.schemes import Quantized
+from plimsoll.sizing.schemes import Quantized, Stored, scheme_of
 from plimsoll_worker.launch import Device, Precision
 
+FLOATS = frozenset({"F32", "F16", "BF16"})
+"""Element types of what is not packed."""
 _EXACT = {"BF16": Precision.BF16, "F16": Precision.FP16}
 NOT_LOADED = frozenset({Role.VISION, Role.MTP})
 """Roles that stay in the files: the engine serves text and does not speculate."""
@@ -46,18 +48,19 @@ def _matrices(facts: ModelFacts) -> Iterator[TensorGroup]:
                 yield group
 
 
-Kept = Precision | Quantized | None
-"""One precision for all, matrices in a scheme and the rest in a precision, or as stored."""
+Kept = Precision | Quantized | Stored | None
+"""One precision for all; matrices in a scheme, or as a quantized checkpoint has them, and the rest in a
+precision; or byte by byte as in the files."""
 
 
 def unquantized(kept: Kept) -> Precision | None:
     """What tensors outside the layers are kept in."""
-    return kept.rest if isinstance(kept, Quantized) else kept
+    return kept.rest if isinstance(kept, Quantized | Stored) else kept
 
 
 def loaded_bytes(facts: ModelFacts, precision: Kept) -> int:
     """What the engine keeps of the whole model, unsharded: the tied head once, no tower, no prediction
-    layers. `precision` None: as stored."""
+    layers. `precision` None: byte by byte as in the files."""
     kept = [
         group
         for group in facts.outer
@@ -89,7 +92,21 @@ def layer_bytes(facts: ModelFacts, layer: LayerClass, tensor: int, precision: Ke
     """Bytes of one layer's weights on one rank."""
     if isinstance(precision, Quantized):
         return layer_parts(facts, layer, tensor, precision).total(precision)
+    if isinstance(precision, Stored):
+        return sum(_stored_bytes(facts, layer, group, tensor, precision.rest) for group in layer.groups)
     return sum(rank_bytes(group, facts, layer, tensor, precision) for group in layer.groups)
+
+
+def _stored_bytes(
+    facts: ModelFacts, layer: LayerClass, group: TensorGroup, tensor: int, rest: Precision
+) -> int:
+    """Bytes of one group of a layer of a quantized checkpoint."""
+    if group.dtype in FLOATS:
+        return rank_bytes(group, facts, layer, tensor, rest)
+    if facts.packed is None:
+        return rank_bytes(group, facts, layer, tensor, None)
+    kept = Quantized(scheme_of(facts.packed), rest)
+    return layer_parts(facts, layer.model_copy(update={"groups": (group,)}), tensor, kept).total(kept)
 
 
 def outer_bytes(facts: ModelFacts, tensor: int, roles: Iterable[Role], precision: Precision | None) -> int:

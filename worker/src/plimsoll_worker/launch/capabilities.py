@@ -56,6 +56,10 @@ CAPABILITIES = Capabilities(
         ),
         Device.CPU: (Precision.FP32, Precision.INT8, Precision.FP8, Precision.INT4),
     },
+    checkpoints={
+        Device.GPU: ("gptq", "awq", "fp8", "compressed-tensors"),
+        Device.CPU: ("gptq", "awq", "fp8", "compressed-tensors"),
+    },
     max_tensor_parallel=8,
     max_pipeline_parallel=1,
 )

@@ -103,6 +103,11 @@ class SafetensorsCheckpoint:
             if name is None or found[stored].dtype in FLOATS.values():
                 continue
             self._packed[name] = {end: found.pop(module + end) for end in ends if module + end in found}
+        if not self._packed:
+            raise ModelUnreadable(
+                f"{file}: quantization_config speaks of {method}, and no tensor *{layout.numbers} is packed"
+                " so"
+            )
         return StoredMatrices(
             format=method,
             layout=layout,

