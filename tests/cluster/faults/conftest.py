@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from dev.cluster import lifecycle
@@ -19,6 +19,7 @@ from tests.cluster.faults.ground import BYSTANDERS, PATIENCE_SECONDS, Ground, Wa
 from tests.cluster.faults.workers import Workers
 from tests.cluster.lifecycle.conftest import Namespace, installed
 from tests.cluster.lifecycle.operator_process import Operator
+from tests.cluster.thorough import THOROUGH, first_of
 from tests.conftest import _clear_orphans, _wait_for
 
 from plimsoll.api.v1alpha1 import GROUP, PLURAL, VERSION
@@ -28,21 +29,7 @@ SEEDS = range(int(os.environ.get("PLIMSOLL_FAULT_SEEDS", "1")))
 QUIET_SECONDS = 3.0
 """Without a write of the operator, longer than it puts off a status: it has nothing more to do."""
 
-THOROUGH = pytest.mark.thorough
-T = TypeVar("T")
-
-
-def first_of(cases: Mapping[str, T]) -> list[Any]:
-    """Parameters: the first case for every run, the others for thorough ones."""
-    return [
-        pytest.param(
-            *(case if isinstance(case, tuple) else (case,)), id=name, marks=[THOROUGH] * bool(number)
-        )
-        for number, (name, case) in enumerate(cases.items())
-    ]
-
-
-__all__ = ["installed"]
+__all__ = ["THOROUGH", "first_of", "installed"]
 
 
 @pytest.fixture(scope="session")

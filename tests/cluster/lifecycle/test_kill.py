@@ -14,6 +14,7 @@ from tests.cluster.conftest import L4
 from tests.cluster.lifecycle.conftest import Namespace, small
 from tests.cluster.lifecycle.operator_process import ROUNDS, Operator
 from tests.cluster.lifecycle.promises import PromiseWatch
+from tests.cluster.thorough import first_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.node]
 
@@ -29,12 +30,12 @@ def _creates_worker(request: Request) -> bool:
 
 
 MOMENTS: dict[str, Callable[[Request], bool]] = {
+    "between plan and pods": _creates_worker,
     "before the inspect pod": lambda request: b"plimsoll-inspect" in request.body,
     "before the revision": lambda request: (
         request.path.endswith("/controllerrevisions") and request.method == "POST"
     ),
     "before the plan is written": _writes_plan,
-    "between plan and pods": _creates_worker,
     "between pods and Service": lambda request: request.method == "PATCH" and "/services/" in request.path,
     "before the inspect pod is deleted": lambda request: (
         request.method == "DELETE" and "-inspect-" in request.path
@@ -42,7 +43,7 @@ MOMENTS: dict[str, Callable[[Request], bool]] = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS.keys())
+@pytest.mark.parametrize("moment", first_of(MOMENTS))
 def test_killed_at_any_write_the_end_is_the_same(
     moment: Callable[[Request], bool],
     cluster: Cluster,

@@ -15,6 +15,7 @@ from tests.cluster.lifecycle.conftest import Namespace, small
 from tests.cluster.lifecycle.operator_process import Operator
 from tests.cluster.lifecycle.test_path import TWO_L4
 from tests.cluster.lifecycle.test_rollouts import CHANGE, THREE_L4, Answering, rolled_out
+from tests.cluster.thorough import first_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.node]
 
@@ -26,8 +27,8 @@ def _tells_both_plans(request: Request) -> bool:
 
 
 MOMENTS: dict[str, Callable[[Request], bool]] = {
-    "before the course is told": _tells_both_plans,
     "before the new pod": lambda request: request.method == "POST" and request.path.endswith("/pods"),
+    "before the course is told": _tells_both_plans,
     "before an old pod goes": lambda request: request.method == "DELETE" and "/pods/" in request.path,
     "before the old revision goes": lambda request: (
         request.method == "DELETE" and "/controllerrevisions/" in request.path
@@ -38,7 +39,7 @@ MOMENTS: dict[str, Callable[[Request], bool]] = {
 @pytest.mark.parametrize(
     ("pool", "fewest"), [(THREE_L4, 2), (TWO_L4, 1)], ids=["with room for one more", "without room"]
 )
-@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS.keys())
+@pytest.mark.parametrize("moment", first_of(MOMENTS))
 def test_killed_at_any_write_a_roll_out_ends_the_same(
     moment: Callable[[Request], bool],
     pool: NodePool,
