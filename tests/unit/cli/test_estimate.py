@@ -122,21 +122,17 @@ def test_what_would_surprise_later_is_said(
     assert words in warning
 
 
-def test_quantizing_on_load_is_sized_and_what_does_not_run_yet_is_said(
-    run: Run, config: Callable[..., str]
-) -> None:
+def test_quantizing_on_load_is_sized_and_said(run: Run, config: Callable[..., str]) -> None:
     source = config()
     arguments = ["estimate", source, "--weights", "INT8", "--kv-cache", "FP8"]
     data = run(*arguments, "-o", "json").data
     assert data["model"]["loadedBytes"] == data["perGPU"][0]["bytes"]["weights"] == 9_083_953_152
     assert data["model"]["kvBytesPerToken"] == 65_536
     assert data["warnings"] == [
-        "engine 0.2.0 does not run a KV cache in FP8 yet, only in BF16, FP16, FP32",
         "INT8 rounds the matrices of the layers; everything else is kept in BF16",
     ]
     table = " ".join(run(*arguments).out.split())
     assert "weights INT8, the rest BF16, KV cache FP8" in table
-    assert "engine 0.2.0 does not run a KV cache in FP8 yet" in table
 
 
 def test_native_is_what_is_taken_when_nothing_is_asked(run: Run, config: Callable[..., str]) -> None:

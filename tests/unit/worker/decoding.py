@@ -24,10 +24,16 @@ def sequence(prompt: tuple[int, ...], *, name: str = "s", **params: object) -> S
     return Sequence(id=name, prompt=prompt, params=settings, emit=ignore)
 
 
-def paged(model: Decoder, *, blocks: int, block_size: int = 16) -> ModelRunner:
-    """A runner with a KV pool in the model's own precision."""
+def paged(
+    model: Decoder, *, blocks: int, block_size: int = 16, dtype: torch.dtype | None = None
+) -> ModelRunner:
+    """A runner with a KV pool in `dtype`, or in the model's own precision."""
     cache = KVCache(
-        model.share, blocks=blocks, block_size=block_size, dtype=model.dtype, device=torch.device("cpu")
+        model.share,
+        blocks=blocks,
+        block_size=block_size,
+        dtype=dtype or model.dtype,
+        device=torch.device("cpu"),
     )
     return ModelRunner(model, cache, max_sequences=8, max_batched_tokens=256, max_context_tokens=cache.tokens)
 
