@@ -56,6 +56,7 @@ CAPABILITIES = Capabilities(
         ),
         Device.CPU: (Precision.FP32, Precision.INT8, Precision.FP8, Precision.INT4),
     },
+    kv_cache={Device.GPU: (Precision.FP8,), Device.CPU: (Precision.FP8,)},
     checkpoints={
         Device.GPU: ("gptq", "awq", "fp8", "compressed-tensors"),
         Device.CPU: ("gptq", "awq", "fp8", "compressed-tensors"),
