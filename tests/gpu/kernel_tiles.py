@@ -94,7 +94,7 @@ def candidates(rows: int, gated: bool) -> list[few_rows.Tiles]:
             if gated
             else ((4, 2048, 8), (1, 4096, 4), (4, 1024, 4), (2, 2048, 4), (4, 512, 2), (2, 1024, 2))
         )
-        return [few_rows.Tiles(*cut, deep=deep) for cut in cuts for deep in (False, True)]
+        return [few_rows.Tiles(*cut) for cut in cuts]
     staged = (
         ((32, 256, 4, 3), (16, 256, 4, 4), (64, 128, 4, 3))
         if gated
