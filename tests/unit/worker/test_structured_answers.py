@@ -10,7 +10,7 @@ import httpx
 import openai
 import pydantic
 import pytest
-from tests.unit.worker.processes import WorkerProcess
+from tests.unit.worker.processes import WorkerProcess, wait_for
 
 CITY: list[Any] = [{"role": "user", "content": "Tell me about Paris as JSON."}]
 
@@ -230,4 +230,21 @@ def test_a_dead_end_is_an_error_and_the_worker_goes_on(stream: bool, worker: Wor
     last = answer.text.strip().rsplit("\n\n", 1)[-1].removeprefix("data: ")
     assert json.loads(last)["error"]["code"] == "grammar_dead_end"
     assert worker.metric("vllm:num_requests_running") == 0
+    assert worker.metric("vllm:kv_cache_usage_perc") == 0
+
+
+def test_clients_that_vanish_while_their_schema_is_followed_leave_nothing(worker: WorkerProcess) -> None:
+    body = {"model": "smollm2", "messages": CITY, "response_format": {"type": "json_object"}, "stream": True}
+    for number in range(12):
+        response_format = {"type": "json_object"} if number % 3 else by_schema({"enum": ["a" * 9000]})
+        asked = {**body, "response_format": response_format}
+        with httpx.Client(timeout=60) as client:
+            request = client.build_request("POST", f"{worker.url}/v1/chat/completions", json=asked)
+            response = client.send(request, stream=True)
+            assert response.status_code == 200
+            if number % 2:
+                next(response.iter_lines())
+            response.close()
+    wait_for(lambda: worker.metric("vllm:num_requests_running") == 0, 60, "nothing runs")
+    assert worker.metric("vllm:num_requests_waiting") == 0
     assert worker.metric("vllm:kv_cache_usage_perc") == 0

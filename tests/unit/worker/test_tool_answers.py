@@ -18,6 +18,10 @@ from plimsoll_worker.loading.tokenizer import Tokenizer
 ASKED: list[Any] = [{"role": "user", "content": "What is the weather in Oslo?"}]
 
 
+class Now(pydantic.BaseModel):
+    """Asks what time it is."""
+
+
 class Weather(pydantic.BaseModel):
     """Asks for a place's weather."""
 
@@ -27,7 +31,7 @@ class Weather(pydantic.BaseModel):
 
 TOOLS: list[Any] = [
     openai.pydantic_function_tool(Weather, name="weather"),
-    {"type": "function", "function": {"name": "now"}},
+    openai.pydantic_function_tool(Now, name="now"),
 ]
 NAMED: Any = {"type": "function", "function": {"name": "weather"}}
 

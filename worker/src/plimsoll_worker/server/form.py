@@ -7,7 +7,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from plimsoll_worker.server.errors import ApiError, bad_request
+from plimsoll_worker.server.errors import bad_request
 from plimsoll_worker.server.grammar import OBJECT, check, check_whole, inline, of_rules
 from plimsoll_worker.server.protocol import ChatRequest
 from plimsoll_worker.server.structure import ResponseFormat, Tool, ToolChoice
@@ -79,7 +79,7 @@ def _form(
         content=content,
     )
     grammar = of_rules(rules)
-    for at, tool in enumerate(offered):
+    for at, tool in enumerate(tools):
         _check_parameters(tool, f"tools.{at}.function.parameters")
     check_whole(grammar, param="tools")
     return Form(grammar, [tool.model_dump(exclude_none=True) for tool in tools], calling)
@@ -107,11 +107,8 @@ def _check_parameters(tool: Tool, param: str) -> None:
 
 def _check_ends(request: ChatRequest, eos: frozenset[int], param: str) -> None:
     """An answer in a form ends where the form does, and nowhere else. Raises ApiError."""
-    fault: ApiError | None = None
-    if request.ignore_eos or request.min_tokens:
-        name = "ignore_eos" if request.ignore_eos else "min_tokens"
-        fault = bad_request(f"{name} and {param} do not go together: the form says where it ends", param=name)
-    elif not eos:
-        fault = bad_request(f"this model names no token that ends a text, which {param} needs", param=param)
-    if fault is not None:
-        raise fault
+    name = "ignore_eos" if request.ignore_eos else "min_tokens" if request.min_tokens else None
+    if name is not None:
+        raise bad_request(f"{name} and {param} do not go together: the form says where it ends", param=name)
+    if not eos:
+        raise bad_request(f"this model names no token that ends a text, which {param} needs", param=param)
