@@ -39,7 +39,7 @@ class Feed:
     def put(self, name: str, value: str) -> None:
         body = {"metadata": {"name": name, "labels": {"test": self._namespace}}, "data": {"value": value}}
         body |= {"apiVersion": "v1", "kind": "ConfigMap"}
-        self._kube.apply(MAPS, self._namespace, name, body)
+        self._kube.apply(MAPS, self._namespace, name, body, force=True)
 
     def delete(self, name: str) -> None:
         self._kube.delete(MAPS, self._namespace, name)

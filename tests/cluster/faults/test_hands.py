@@ -125,6 +125,33 @@ def test_annotations_of_pods_edited_by_hand_disturb_nothing(scene: Scene) -> Non
     assert scene.models.pod_uids() == pods
 
 
+def test_services_and_budgets_of_others_are_left_as_they_are_and_told(scene: Scene) -> None:
+    policy = client.PolicyV1Api(scene.ground.kube)
+    core, namespace = scene.models.core, scene.models.name
+    web = {"selector": {"app": "web"}, "ports": [{"port": 80}]}
+    service = core.create_namespaced_service(namespace, {"metadata": {"name": "small"}, "spec": web})
+    kept = {"minAvailable": 1, "selector": {"matchLabels": {"app": "web"}}}
+    budget = policy.create_namespaced_pod_disruption_budget(
+        namespace, {"metadata": {"name": "small"}, "spec": kept}
+    )
+    scene.models.apply("small", deployment(replicas=2))
+    told = scene.told("small", "Ready", "False", "NameTaken")["message"]
+    assert "Service small and PodDisruptionBudget small exist and do not belong" in told
+    scene.told("small", "Available", "True")
+    scene.quiet()
+    found = core.read_namespaced_service("small", namespace)
+    assert (found.spec, found.metadata) == (service.spec, service.metadata)
+    assert policy.read_namespaced_pod_disruption_budget("small", namespace).spec == budget.spec
+    core.delete_namespaced_service("small", namespace)
+    scene.ready()
+    assert (
+        core.read_namespaced_service("small", namespace).spec.selector["plimsoll.dev/deployment"] == "small"
+    )
+    assert "PodDisruptionBudget small" in scene.told("small", "Degraded", "True", "NameTaken")["message"]
+    policy.delete_namespaced_pod_disruption_budget("small", namespace)
+    scene.told("small", "Degraded", "False")
+
+
 def test_a_namespace_deleted_during_a_roll_out_goes_wholly(scene: Scene) -> None:
     other = f"{scene.models.name[:50]}-gone"
     scene.models.core.create_namespace({"metadata": {"name": other}})

@@ -120,14 +120,14 @@ def test_a_resource_that_changed_meanwhile_is_looked_at_again(setting: Setting, 
 
 
 def test_services_follow_when_the_rush_is_over(setting: Setting, wait_for: Callable[..., Any]) -> None:
-    service = ApplyObject({"kind": "Service", "metadata": {"name": "a"}}, "it is missing")
+    service = ApplyObject({"kind": "Service", "metadata": {"name": "a"}}, "it is missing", exists=False)
     assert setting.round(a=(POD, service)) == [("a", CreatePod)]
     assert setting.round(b=()) == [], "a round without decisions: it is calm"
     wait_for(lambda: ("a", ApplyObject) in setting.executor.done, 10, "the Service is applied")
 
 
 def test_progress_is_told_once_the_services_stand(setting: Setting, wait_for: Callable[..., Any]) -> None:
-    service = ApplyObject({"kind": "Service", "metadata": {"name": "a"}}, "it is missing")
+    service = ApplyObject({"kind": "Service", "metadata": {"name": "a"}}, "it is missing", exists=False)
     setting.round(a=(POD, service), b=(POD,))
     setting.now += STATUS_SECONDS
     assert setting.round(a=(PROGRESS,), b=(POD,)) == [("b", CreatePod)]

@@ -134,12 +134,12 @@ class Executor:
             case OpenGate(name, uid):
                 opened = {"metadata": {"uid": uid}, "spec": {"schedulingGates": None}}
                 self._kube.merge(api.PODS, namespace, name, opened)
-            case ApplyObject(body):
+            case ApplyObject(body, _, exists):
                 kind, feed = {
                     "Service": (api.SERVICES, self._state.services),
                     "PodDisruptionBudget": (api.BUDGETS, self._state.budgets),
                 }[body["kind"]]
-                feed.learn(self._kube.apply(kind, namespace, body["metadata"]["name"], body))
+                feed.learn(self._kube.apply(kind, namespace, body["metadata"]["name"], body, force=exists))
             case DeleteRevision(name):
                 if view.slices:
                     # First the templates: while the revision is there, this is done again.

@@ -130,6 +130,8 @@ class Observation:
     """How long nothing has changed for the better, once that is too long."""
     exposed: bool = True
     """The Services are there."""
+    taken: str = ""
+    """Which objects of somebody else have the names of ours."""
     verified: Finding = AWAITING_REPORT
     promised: int | None = None
     """Replicas that a roll-out keeps answering. None: all but one, and at least one."""
@@ -242,6 +244,8 @@ def _workers(seen: Observation) -> Finding:
         return fails("Updating", f"{told}; {seen.existing - seen.updated} of an older revision are stopping")
     if seen.existing > seen.desired:
         return fails("ScalingDown", f"{told}; {seen.existing - seen.desired} more are stopping")
+    if not seen.exposed and seen.taken:
+        return fails("NameTaken", seen.taken)
     if not seen.exposed:
         return fails("Exposing", f"{told}; the Services are being written")
     return holds("Ready", f"{told} at {seen.url}" if seen.url else told)
@@ -323,6 +327,8 @@ def _degraded(seen: Observation) -> Finding:
     if off is None and seen.away:
         away = _told(seen.away)
         return holds(away.reason, away.message)
+    if off is None and seen.taken:
+        return holds("NameTaken", seen.taken)
     if off is None and seen.late and obstacle and _on_the_way(obstacle):
         return holds("ProgressDeadlineExceeded", f"{seen.late}: {obstacle.message}")
     if obstacle and obstacle.holds is None and not seen.existing:

@@ -21,7 +21,7 @@ def feeds(kube: api.Kube, state: ClusterState) -> list[Reflector]:
         Reflector("device-claims", OptionalSource(kube, api.RESOURCE_CLAIMS), state.device_claims),
         Reflector("priorities", KubeSource(kube, api.PRIORITIES), state.priorities),
         Reflector("profiles", OptionalSource(kube, api.PROFILES), state.profiles),
-        Reflector("services", KubeSource(kube, api.SERVICES, OWN_SELECTOR), state.services),
-        Reflector("budgets", KubeSource(kube, api.BUDGETS, OWN_SELECTOR), state.budgets),
+        Reflector("services", KubeSource(kube, api.SERVICES), state.services),
+        Reflector("budgets", KubeSource(kube, api.BUDGETS), state.budgets),
         Reflector("revisions", KubeSource(kube, api.REVISIONS, OWN_SELECTOR), state.revisions),
     ]

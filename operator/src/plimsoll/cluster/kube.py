@@ -293,9 +293,11 @@ class Kube:
         """JSON merge patch; `body.metadata.uid` is the precondition."""
         return self._write("merge", kind, "PATCH", kind.path(namespace, name), body)
 
-    def apply(self, kind: Kind, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
-        """Server-side apply with this program's field manager."""
-        return self._write("apply", kind, "PATCH", kind.path(namespace, name), body, {"force": "true"})
+    def apply(self, kind: Kind, namespace: str, name: str, body: Mapping[str, Any], *, force: bool) -> Object:
+        """Server-side apply with this program's field manager. Without `force` it raises Conflict where
+        somebody else wrote another value."""
+        query = {"force": str(force).lower()}
+        return self._write("apply", kind, "PATCH", kind.path(namespace, name), body, query)
 
     def delete(self, kind: Kind, namespace: str, name: str, *, uid: str = "") -> None:
         """Delete in the background; with `uid`, only that very object. An object already gone is no error."""

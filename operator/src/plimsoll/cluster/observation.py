@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 
-from plimsoll.actuate.ownership import DEPLOYMENT, INSPECT, WORKER
+from plimsoll.actuate.launches import workers_subdomain
+from plimsoll.actuate.ownership import INSPECT, WORKER
 from plimsoll.actuate.pods import PodDefaults
 from plimsoll.actuate.revisions import Revision
 from plimsoll.cluster.observed import Memory, Object, Observed, ReportAnswer, Timing
@@ -56,12 +57,9 @@ def _shared(names: frozenset[str]) -> frozenset[str]:
     return names
 
 
-def _by_deployment(objects: Mapping[Key, Object]) -> Mapping[Key, dict[str, Object]]:
-    """Objects by name, for each resource that they are labelled with."""
-    found: dict[Key, dict[str, Object]] = defaultdict(dict)
-    for (namespace, name), body in objects.items():
-        found[namespace, body["metadata"].get("labels", {}).get(DEPLOYMENT, "")][name] = body
-    return found
+def _named(objects: Mapping[Key, Object], namespace: str, *names: str) -> Mapping[str, Object]:
+    """By name, whosoever they are."""
+    return {name: objects[namespace, name] for name in names if (namespace, name) in objects}
 
 
 class Observer:
@@ -88,7 +86,6 @@ class Observer:
         for (namespace, _), revision in sorted(view.revisions.items()):
             self._revisions[revision.owner.uid].append(revision)
             self._facts[namespace, revision.model_key] = revision.facts
-        self._services, self._budgets = _by_deployment(view.services), _by_deployment(view.budgets)
         self._ready_nodes = _shared(frozenset(node.name for node in view.nodes if node.ready))
         self.pods = (
             *(entry.view for entry in view.pods.values() if entry.view),
@@ -112,8 +109,10 @@ class Observer:
             volume=self._volume(resource),
             inspect_pods=tuple(pod for pod in pods if pod.component == INSPECT),
             worker_pods=tuple(pod for pod in pods if pod.component == WORKER),
-            services=self._services.get(resource.key, {}),
-            budgets=self._budgets.get(resource.key, {}),
+            services=_named(
+                self._view.services, namespace, resource.owner.name, workers_subdomain(resource.owner)
+            ),
+            budgets=_named(self._view.budgets, namespace, resource.owner.name),
             reports={pod.uid: self._reports[pod.uid] for pod in pods if pod.uid in self._reports},
             promised=frozenset(self._promised_names.get(resource.uid, ())),
             ready_nodes=self._ready_nodes,

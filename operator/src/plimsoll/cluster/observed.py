@@ -103,8 +103,9 @@ class Observed:
     inspect_pods: tuple[OwnPod, ...]
     worker_pods: tuple[OwnPod, ...]
     services: Mapping[str, Object]
+    """Those that have the names of its own, whosoever they are."""
     budgets: Mapping[str, Object]
-    """PodDisruptionBudgets."""
+    """The same of PodDisruptionBudgets."""
     reports: Mapping[str, ReportAnswer]
     """By pod uid; only of pods that were asked."""
     promised: frozenset[str]
@@ -193,6 +194,8 @@ class OpenGate:
 class ApplyObject:
     body: Object
     why: str
+    exists: bool
+    """Ours is there and says something else. Where none was seen, none of somebody else's is changed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,6 +242,12 @@ def _pod(obj: Object) -> PodEntry | None:
     return PodEntry(view, own) if view or own else None
 
 
+def _taken(obj: Object) -> Object | None:
+    """Of an object of somebody else, that it has the name; None when it belongs to an LLMDeployment."""
+    meta = obj["metadata"]
+    return None if owner_of(obj) else {"metadata": {key: meta[key] for key in ("name", "namespace")}}
+
+
 def _slim(obj: Object, spec_fields: Sequence[str], status_fields: Sequence[str] = ()) -> Object:
     """An object without what nobody reads: managedFields, annotations, and most of spec and status."""
     meta, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
@@ -262,11 +268,11 @@ def _volume(obj: Object) -> Object:
 
 
 def _budget(obj: Object) -> Object:
-    return _slim(obj, ("minAvailable", "selector"))
+    return _taken(obj) or _slim(obj, ("minAvailable", "selector"))
 
 
 def _service(obj: Object) -> Object:
-    return _slim(obj, ("type", "clusterIP", "selector", "ports", "publishNotReadyAddresses"))
+    return _taken(obj) or _slim(obj, ("type", "clusterIP", "selector", "ports", "publishNotReadyAddresses"))
 
 
 def _priority(obj: Object) -> PriorityClass:

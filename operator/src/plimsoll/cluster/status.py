@@ -19,7 +19,7 @@ from plimsoll.api.v1alpha1 import (
 )
 from plimsoll.cluster.course import Manner
 from plimsoll.cluster.exclusions import left_out, remembered
-from plimsoll.cluster.exposure import has_services
+from plimsoll.cluster.exposure import has_services, taken
 from plimsoll.cluster.headcount import Replicas
 from plimsoll.cluster.inspection import Inspection, Resolution
 from plimsoll.cluster.observed import Observed
@@ -68,6 +68,7 @@ def compose_status(
         rollout=_rollout(observed),
         held=_held(observed, inspection),
         late=lateness(observed, inspection, progressed),
+        taken=taken(observed, spec, target) if url and spec else "",
         exposed=not url or spec is None or has_services(observed, spec, target),
         verified=verify(observed, target.plan),
         url=url,

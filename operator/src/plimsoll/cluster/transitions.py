@@ -102,7 +102,7 @@ def _readiness(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> Itera
     if now and now.status == "True" and _flipped(was, now):
         yield EmitEvent("Ready", now.message)
     was, now = _find(before, "Degraded"), _find(after, "Degraded")
-    if now and now.reason == NODE_NOT_READY and _flipped(was, now):
+    if now and now.reason in (NODE_NOT_READY, "NameTaken") and _flipped(was, now):
         yield EmitEvent(now.reason, now.message, warning=True)
     was, now = _find(before, "Verified"), _find(after, "Verified")
     if now and now.status == "False" and _flipped(was, now):
