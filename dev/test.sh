@@ -11,7 +11,7 @@ told=$(mktemp)
 trap 'rm -f "$told"' EXIT
 without_cluster() {
   local status=0
-  make --no-print-directory lint test-unit >"$told" 2>&1 & local running=$!
+  make --no-print-directory --keep-going lint test-unit >"$told" 2>&1 & local running=$!
   trap 'kill $running 2>/dev/null; wait' TERM
   wait $running || status=$?
   printf '\n==> lint and unit tests\n%s\n==> tests on a cluster go on\n' "$(cat "$told")"
