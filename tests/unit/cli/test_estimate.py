@@ -215,7 +215,7 @@ def test_a_hub_repository_is_estimated_by_its_headers(run: Run, monkeypatch: pyt
         assert len(answer.data["perGPU"]) == 16
 
 
-def test_a_quantized_repository_is_counted_as_stored_and_said_not_to_run(
+def test_a_repository_in_a_format_that_is_not_loaded_is_counted_as_stored_and_said_not_to_run(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serve([well_known("openai/gpt-oss-20b")]) as hub:
@@ -225,7 +225,7 @@ def test_a_quantized_repository_is_counted_as_stored_and_said_not_to_run(
     model = stored["model"]
     assert model["checkpointBytes"] == model["loadedBytes"] == 13_761_264_768
     assert (model["kvBytesPerToken"], model["kvBytesPerSequence"]) == (24_576, 128 * 24_576)
-    assert any("loads no quantized checkpoint" in note for note in stored["warnings"])
+    assert any("does not load this checkpoint" in note for note in stored["warnings"])
     assert any("does not run gpt_oss" in note for note in stored["warnings"])
     assert widened["model"]["loadedBytes"] == 2 * model["parameters"]
 

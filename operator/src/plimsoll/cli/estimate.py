@@ -216,10 +216,14 @@ def not_run_yet(sized: Footprint) -> list[str]:
 def checkpoint_notes(facts: ModelFacts, sized: Footprint) -> list[str]:
     """What differs between the files and what is loaded."""
     notes = []
-    if sized.configuration.stored:
+    if sized.configuration.stored and facts.packed is not None:
+        notes.append(
+            f"{facts.quantization}: the engine keeps these matrices as {facts.packed.precision}, number by number"
+        )
+    elif sized.configuration.stored:
         notes.append(
             f"{facts.quantization}: weights are counted as stored, scales included; engine {ENGINE_VERSION}"
-            " loads no quantized checkpoint"
+            " does not load this checkpoint"
         )
     outer = {group.role: 0 for group in facts.outer}
     for group in facts.outer:

@@ -103,8 +103,8 @@ class Quantization(Model):
 
     weights: WeightsPrecision = WeightsPrecision.AUTO
     """Auto: planned, never below `floor`. Native keeps every weight exactly: 16-bit checkpoints in 16 bit,
-    quantized checkpoints as they are stored, quantized GGUF files and everything on CPU in FP32. The others
-    convert while loading. Default: Auto."""
+    quantized checkpoints as they are stored, quantized GGUF files and, on a CPU, all that is not quantized in
+    FP32. The others convert while loading. Default: Auto."""
     floor: PrecisionFloor = PrecisionFloor.NATIVE
     """The lowest precision that Auto may choose, in the order of what rounding costs: Native, BF16, INT8,
     FP8, INT4. Default: Native, nothing is ever lost unasked."""
