@@ -164,12 +164,7 @@ REFUSED = {
     "ranks on a CPU": Refused(
         _hub(parallelism={"tensor": 2}, placement={"device": "CPU"}),
         "",
-        "remove tensor and pipeline, or write placement.device: GPU",
-    ),
-    "stages on a CPU": Refused(
-        _hub(parallelism={"pipeline": 2}, placement={"device": "CPU"}),
-        "",
-        "remove tensor and pipeline, or write placement.device: GPU",
+        "parallelism.tensor is for device GPU: remove it, or write placement.device: GPU",
     ),
     "target on a CPU": Refused(
         _hub(workload={"targets": {"timeToFirstTokenMilliseconds": 500}}, placement={"device": "CPU"}),

@@ -29,6 +29,7 @@ EXPECTED = {
     "smollm2-int4": "INT4 TP1xPP1 on CPU of plain",
     "smollm2-int8": "INT8 TP1xPP1 on CPU of plain",
     "smollm2-pvc": "FP32 TP1xPP1 on CPU of plain",
+    "smollm2-two-stages": "FP32 TP1xPP2 on CPU of plain",
     "fewest-gpus": "BF16 TP1xPP1 with FP8 KV cache, 1 GPU on 1 node (NVIDIA-H200)",
     "quality": "BF16 TP2xPP1, 2 GPUs on 1 node (NVIDIA-H200)",
     "latency": "INT8 TP2xPP1 with FP8 KV cache, 2 GPUs on 1 node (NVIDIA-H200)",

@@ -149,6 +149,11 @@ class WorkerProcess:
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
 
+    def kill(self) -> None:
+        """SIGKILL, as the kernel does."""
+        assert self._process is not None
+        self._process.kill()
+
     def wait(self, seconds: float) -> int:
         """Exit code."""
         assert self._process is not None

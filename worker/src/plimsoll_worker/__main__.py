@@ -16,7 +16,7 @@ signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 from plimsoll_worker import environment  # noqa: E402
 from plimsoll_worker.errors import WorkerError, exit_reason  # noqa: E402
 from plimsoll_worker.kernels.precompile import Precompilation  # noqa: E402
-from plimsoll_worker.launch import Device, Launch, LaunchError, StartupStage  # noqa: E402
+from plimsoll_worker.launch import Device, ExitCode, Launch, LaunchError, StartupStage  # noqa: E402
 from plimsoll_worker.progress import Startup, say  # noqa: E402
 from plimsoll_worker.settings import Settings, termination_log  # noqa: E402
 
@@ -48,21 +48,25 @@ def run(launch: Launch, settings: Settings) -> None:
     from plimsoll_worker.loading.checkpoint import open_checkpoint
     from plimsoll_worker.loading.weights import load_model
     from plimsoll_worker.memory import open_device
-    from plimsoll_worker.parallel.leading import Leading
     from plimsoll_worker.parallel.position import Position
     from plimsoll_worker.parallel.rank_processes import COMPILED, RankProcesses
+    from plimsoll_worker.parallel.stage import Stage
     from plimsoll_worker.selfcheck import check_effective, check_plan
     from plimsoll_worker.server.frontend import Frontend
-    from plimsoll_worker.serving import end_now, open_service, stop_on_sigterm
+    from plimsoll_worker.serving import end_now, open_service, reporting, stop_on_sigterm
 
     startup = Startup()
 
     def died(message: str) -> None:
         end_now(launch, message)
 
+    def lost(message: str) -> None:
+        end_now(launch, message, ExitCode.PEER_LOST)
+
     with RankProcesses(launch, died) as ranks, Frontend(launch, settings, startup, died) as frontend:
         stop_on_sigterm(frontend, settings)
         say("Starting", plan=launch.plan_id, model=launch.model_path, ports=frontend.ports)
+        stage = Stage(launch, lost)
         folder = Path(launch.model_path)
         if launch.hub is not None:
             from plimsoll_worker.loading.hub import fetch
@@ -97,23 +101,21 @@ def run(launch: Launch, settings: Settings) -> None:
 
         kernels.wait()
         ranks.tell(COMPILED)
-        runner, ledger = warm_up(launch, model, memory, together.least)
+        runner, ledger = warm_up(launch, model, memory, lambda number: stage.least(together.least(number)))
         startup.reached(StartupStage.WARMED_UP, kv_tokens=runner.cache.tokens, activations=ledger.activations)
 
         check_effective(launch, model, runner.cache)
         startup.reached(StartupStage.READY, used=ledger.report().used_bytes, line=launch.line)
-        service = open_service(
-            launch,
-            runner,
-            ledger,
-            tokenizer,
-            startup,
-            frontend.stepped,
-            steps=Leading(runner, ranks.tell) if launch.tensor_parallel > 1 else runner,
-            other_devices=ranks.reports,
-        )
-        frontend.open(service)
-        service.engine.run()
+        report = reporting(launch, runner, ledger, startup, ranks.reports, stage.link)
+        if launch.stage > 0:
+            frontend.stand(report)
+            stage.follow(runner, ranks.tell)
+        else:
+            steps = stage.steps(runner, ranks.tell)
+            service = open_service(launch, runner, tokenizer, frontend.stepped, steps=steps, report=report)
+            frontend.open(service)
+            service.engine.run()
+        stage.close()
 
 
 if __name__ == "__main__":

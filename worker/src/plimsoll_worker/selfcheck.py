@@ -8,7 +8,7 @@ import torch
 from plimsoll_worker.config import ModelConfig
 from plimsoll_worker.engine.capacity import kv_blocks
 from plimsoll_worker.errors import EffectiveConfigMismatch
-from plimsoll_worker.launch import CAPABILITIES, Device, Launch, LayerRange
+from plimsoll_worker.launch import CAPABILITIES, Device, Launch
 from plimsoll_worker.layers.kv_cache import KVCache
 from plimsoll_worker.layers.linear import QUANTIZED_PARTS
 from plimsoll_worker.loading.weights import DTYPES, quantizable
@@ -37,8 +37,7 @@ def check_plan(
     most = CAPABILITIES.max_tensor_parallel
     _expect("tensorParallel", launch.tensor_parallel, launch.tensor_parallel <= most, f"at most {most}")
     check_divides(config, launch.tensor_parallel)
-    _expect("pipelineParallel", launch.pipeline_parallel, launch.pipeline_parallel == 1, "1")
-    _expect("stage", launch.stage, launch.stage == 0, "0")
+    _check_stages(launch, config)
     longest = config.max_position
     fits = launch.max_context_tokens <= longest
     _expect(
@@ -47,14 +46,27 @@ def check_plan(
         fits,
         f"at most {longest}, which the model was made for",
     )
-    whole = LayerRange(first=0, last=config.layer_count)
-    _expect(
-        "layers", f"{launch.layers.first}-{launch.layers.last}", launch.layers == whole, f"0-{whole.last}"
-    )
     kv_blocks(launch, Position.of(launch).share(config).kv_bytes_per_token(launch.kv_cache))
     if launch.expected_product is not None:
         same = _plain(launch.expected_product) == _plain(product)
         _expect("expectedProduct", launch.expected_product, same, f"{product}, the device of this pod")
+
+
+def _check_stages(launch: Launch, config: ModelConfig) -> None:
+    """The cut by layers: the first stage begins at the first, the last ends at the last. That the stages
+    between continue each other is the plan's matter: no stage sees another one's launch."""
+    stages, most = launch.pipeline_parallel, CAPABILITIES.max_pipeline_parallel
+    _expect("pipelineParallel", stages, stages <= most, f"at most {most}")
+    together = CAPABILITIES.max_tensor_parallel_of_stages
+    ranks = launch.tensor_parallel
+    of_stages = f"at most {together} beside pipelineParallel {stages}"
+    _expect("tensorParallel", ranks, stages == 1 or ranks <= together, of_stages)
+    _expect("stage", launch.stage, launch.stage < stages, f"less than pipelineParallel {stages}")
+    first, last, count = launch.layers.first, launch.layers.last, config.layer_count
+    starts = (first == 0) == (launch.stage == 0)
+    ends = (last == count) == (launch.stage == stages - 1)
+    whole = f"0-{count}" if stages == 1 else f"a part of 0-{count} for stage {launch.stage} of {stages}"
+    _expect("layers", f"{first}-{last}", starts and ends and first < last <= count, whole)
 
 
 def check_effective(launch: Launch, model: Decoder, cache: KVCache) -> None:

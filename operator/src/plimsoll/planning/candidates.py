@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 from plimsoll.api.v1alpha1 import LLMDeploymentSpec, MultiNode, PlanStatus
 from plimsoll.inventory.gpu_class import GPUClass, Sharing
@@ -122,7 +123,7 @@ class Catalog:
 
     def options(self, request: DeploymentRequest, admitted: Admitted) -> tuple[Option, ...]:
         """All options worth looking at, the best by the spec's objective first, then by product. On CPU one
-        for each precision."""
+        for each precision, and one over several stages where no node holds that."""
         key = request.uid, request.spec.quantization
         if key not in self._listed:
             if request.spec.placement.device is Device.CPU:
@@ -167,26 +168,45 @@ class Catalog:
 
     def _cpu_options(self, request: DeploymentRequest, admitted: Admitted) -> list[Option]:
         """Without GPUs: everything in the node's memory, which is chosen so that it holds the model."""
-        headroom = request.spec.placement.memory_headroom_percent
+        largest = max(
+            (node.allocatable.memory_bytes for pool in admitted.pools for node in pool.nodes), default=0
+        )
+        fixed = request.spec.parallelism.pipeline
         found = []
         for kept in formats(request.spec, request.facts):
-            config = kept.configuration(Device.CPU)
-            sized = self._sizer.sized(request, config, workload(request.spec, request.facts), "")
-            assert sized is not None, "a model that is not cut can be cut"
-            host = host_memory(request.facts, sized.footprint, headroom_percent=headroom)
-            option = Option(
-                request=request,
-                formats=kept,
-                sized=sized,
-                gpu=None,
-                line=line(host, headroom),
-                host_memory=host,
-                admitted=admitted,
-                refusal=unsupported(self._capabilities, request.facts, kept, config, None),
-                excluded=is_excluded(request, config, "", sized.footprint.workload),
-            )
-            found.append(option)
+            whole = self._cpu_option(request, admitted, kept, fixed or 1)
+            if whole is None:
+                continue
+            found.append(whole)
+            if fixed or whole.host_memory <= largest:
+                continue
+            most = min(self._capabilities.max_pipeline_parallel, request.facts.layer_count)
+            cuts = (self._cpu_option(request, admitted, kept, stages) for stages in range(2, most + 1))
+            found += islice((cut for cut in cuts if cut and cut.host_memory <= largest), 1)
         return found
+
+    def _cpu_option(
+        self, request: DeploymentRequest, admitted: Admitted, kept: Formats, stages: int
+    ) -> Option | None:
+        """None where the model has fewer layers than stages."""
+        headroom = request.spec.placement.memory_headroom_percent
+        config = kept.configuration(Device.CPU, 1, stages)
+        sized = self._sizer.sized(request, config, workload(request.spec, request.facts), "")
+        if sized is None:
+            return None
+        host = host_memory(request.facts, sized.footprint, headroom_percent=headroom)
+        return Option(
+            request=request,
+            formats=kept,
+            sized=sized,
+            gpu=None,
+            line=line(host, headroom),
+            host_memory=host,
+            admitted=admitted,
+            refusal=unsupported(self._capabilities, request.facts, kept, config, None),
+            one_node=stages > 1 and not self._spans_nodes(request),
+            excluded=is_excluded(request, config, "", sized.footprint.workload),
+        )
 
     def _gpu_options(self, asked: _Asked, kind: _Kind) -> Iterator[Option]:
         """Of one kind of GPU, without those to which another is to be preferred wherever it has room."""

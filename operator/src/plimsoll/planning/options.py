@@ -192,11 +192,10 @@ class Option:
 
     @cached_property
     def shape(self) -> str:
-        """For people: BF16 TP2, INT8 TP2xPP3 with FP8 KV cache."""
-        cut = ""
-        if self.gpu:
-            stages = f"xPP{self.config.pipeline_parallel}" if self.config.pipeline_parallel > 1 else ""
-            cut = f" TP{self.config.tensor_parallel}{stages}"
+        """For people: BF16 TP2, INT8 TP2xPP3 with FP8 KV cache; on CPU FP32, FP32 PP2."""
+        stages = f"PP{self.config.pipeline_parallel}" if self.config.pipeline_parallel > 1 else ""
+        ranks = f"TP{self.config.tensor_parallel}" if self.gpu else ""
+        cut = f" {ranks}x{stages}" if ranks and stages else f" {ranks}{stages}".rstrip()
         cache = f" with {self.formats.cache_name}" if self.formats.cache_name else ""
         return f"{self.formats.weights_name}{cut}{cache}"
 

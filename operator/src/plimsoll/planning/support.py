@@ -53,6 +53,9 @@ def _by_engine(
         yield f"{engine} runs tensor parallel {capabilities.max_tensor_parallel}"
     if config.pipeline_parallel > capabilities.max_pipeline_parallel:
         yield f"{engine} runs pipeline parallel {capabilities.max_pipeline_parallel}"
+    together = capabilities.max_tensor_parallel_of_stages
+    if config.pipeline_parallel > 1 and config.tensor_parallel > together:
+        yield f"{engine} runs tensor parallel {together} where there are several stages"
 
 
 def has_experts(facts: ModelFacts) -> bool:

@@ -27,6 +27,8 @@ class Capabilities(Wire):
     in a precision that is computed in."""
     max_tensor_parallel: Annotated[int, Field(ge=1)]
     max_pipeline_parallel: Annotated[int, Field(ge=1)]
+    max_tensor_parallel_of_stages: Annotated[int, Field(ge=1)] = 1
+    """Ranks of each stage, where there are several stages."""
     multi_node: bool = True
     """Whether the stages of a replica may run on different nodes."""
 
@@ -62,5 +64,5 @@ CAPABILITIES = Capabilities(
         Device.CPU: ("gptq", "awq", "fp8", "compressed-tensors"),
     },
     max_tensor_parallel=8,
-    max_pipeline_parallel=1,
+    max_pipeline_parallel=16,
 )

@@ -80,7 +80,8 @@ class Service:
 
 @dataclass(slots=True)
 class Lobby:
-    """What is there before a model is, and stays: the state, and the service once it is open."""
+    """What is there before a model is, and stays: the state, and the service once it is open. A further stage
+    of a replica is ready without one."""
 
     api_key: str | None
     engine: EngineLink
@@ -104,5 +105,7 @@ class Lobby:
         return self.opened
 
     async def starting(self) -> ApiError:
-        """503 with how far the start is."""
+        """503 with how far the start is, 404 on a further stage."""
+        if self.opened is None and self.state is State.READY:
+            return ApiError(404, "this is a further stage of a replica; its first one takes requests")
         return unavailable(await self.engine.ask(Subject.PROGRESS), "starting")

@@ -359,14 +359,10 @@ class LLMDeploymentSpec(Model):
 
     RULES = (
         Rule(
-            f"{_ON_GPU} || !has(self.parallelism) || ((!has(self.parallelism.tensor) || "
-            "self.parallelism.tensor == 1) && (!has(self.parallelism.pipeline) || "
-            "self.parallelism.pipeline == 1))",
-            lambda spec: (
-                spec.placement.device is Device.GPU
-                or {spec.parallelism.tensor, spec.parallelism.pipeline} <= {None, 1}
-            ),
-            "parallelism is for device GPU: remove tensor and pipeline, or write placement.device: GPU",
+            f"{_ON_GPU} || !has(self.parallelism) || !has(self.parallelism.tensor) || "
+            "self.parallelism.tensor == 1",
+            lambda spec: spec.placement.device is Device.GPU or spec.parallelism.tensor in (None, 1),
+            "parallelism.tensor is for device GPU: remove it, or write placement.device: GPU",
         ),
         Rule(
             "!has(self.placement) || !has(self.placement.sharing) || self.placement.sharing != 'MIG' || "
