@@ -78,7 +78,7 @@ MISMATCHES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "kv precision": ({"kv_cache": Precision.FP16}, "kvCache of the launch is FP16"),
     "tensor parallel": ({"tensor_parallel": 9}, "tensorParallel of the launch is 9, expected at most 8"),
-    "pipeline parallel": ({"pipeline_parallel": 2}, "pipelineParallel of the launch is 2"),
+    "pipeline parallel": ({"pipeline_parallel": 17}, "pipelineParallel of the launch is 17"),
     "stage": ({"stage": 1}, "stage of the launch is 1"),
     "product": ({"expected_product": "NVIDIA-H100-80GB-HBM3"}, "expectedProduct of the launch is NVIDIA"),
     "context": (
