@@ -21,6 +21,8 @@ from plimsoll_worker.loading import weights
 from plimsoll_worker.loading.checkpoint import open_checkpoint
 from plimsoll_worker.loading.weights import load_model, quantizable
 from plimsoll_worker.models.decoder import Decoder
+from plimsoll_worker.parallel.position import Position
+from plimsoll_worker.quant.form import Form
 
 CPU = torch.device("cpu")
 ROUNDED = [Precision.INT8, Precision.INT4, Precision.FP8]
@@ -108,3 +110,54 @@ def test_a_matrix_that_int4_cannot_hold_is_refused_before_memory_is_taken(tmp_pa
     saved("Llama", {**WIDE, "intermediate_size": 80}, tmp_path)
     with pytest.raises(ModelUnsupported, match=r"layers\.0\.mlp\.down_proj is 96 x 80: INT4"):
         loaded(tmp_path, Precision.INT4)
+
+
+@pytest.mark.parametrize(
+    ("form", "columns", "rows", "told"),
+    [
+        (Form(Precision.INT4, group=128), (64, 128), None, r"columns 64 to 128 of a rank cut a group of 128"),
+        (
+            Form(Precision.FP8, in_blocks=True),
+            (64, 128),
+            None,
+            r"columns 64 to 128 of a rank cut a group of 128",
+        ),
+        (
+            Form(Precision.FP8, in_blocks=True),
+            None,
+            (64, 192),
+            r"rows 64 to 192 of a matrix begin inside a block",
+        ),
+        (Form(Precision.INT4, group=32), (64, 128), (64, 192), None),
+        (Form(Precision.INT8), (1, 2), (3, 4), None),
+    ],
+    ids=["INT4", "FP8 in blocks", "rows of blocks", "groups of 32", "INT8"],
+)
+def test_a_cut_through_numbers_that_share_a_scale_is_refused(
+    form: Form, columns: tuple[int, int] | None, rows: tuple[int, int] | None, told: str | None
+) -> None:
+    if told is None:
+        form.check_cut("layers.0.mlp.down_proj", columns=columns, rows=(None, rows))
+        return
+    with pytest.raises(ModelUnsupported, match=rf"layers\.0\.mlp\.down_proj: {told}"):
+        form.check_cut("layers.0.mlp.down_proj", columns=columns, rows=(None, rows))
+
+
+@pytest.mark.parametrize("matrices", [Precision.INT8, Precision.INT4])
+def test_a_rank_rounds_what_it_reads_as_the_whole_model_would(matrices: Precision, tmp_path: Path) -> None:
+    saved("Llama", {**WIDE, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8,
+                    "num_key_value_heads": 2}, tmp_path)  # fmt: skip
+    checkpoint = open_checkpoint(tmp_path)
+    whole = quantizable(loaded(tmp_path, matrices))["layers.0.self_attn.qkv_proj"].quantized
+    assert whole is not None
+    expected = dequantize(whole)
+    for rank in range(2):
+        position = Position(first=0, last=3, rank=rank, ranks=2)
+        mine = load_model(
+            checkpoint, device=CPU, precision=Precision.FP32, matrices=matrices, position=position
+        )
+        held = quantizable(mine)["layers.0.self_attn.qkv_proj"].quantized
+        assert held is not None
+        rows = [*range(128 * rank, 128 * rank + 128), *range(256 + 32 * rank, 288 + 32 * rank),
+                *range(320 + 32 * rank, 352 + 32 * rank)]  # fmt: skip
+        assert torch.equal(dequantize(held), expected[rows])

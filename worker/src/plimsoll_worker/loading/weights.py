@@ -97,26 +97,28 @@ def _forms(
 ) -> dict[str, Form]:
     """What each module's matrix is kept in, where that is not the precision of the computation."""
     linears, stored = quantizable(model), checkpoint.stored
-    if stored is None:
-        return dict.fromkeys(linears, on_load) if on_load else {}
     kinds: dict[str, set[Form | None]] = {}
     for piece in pieces:
         module, _, leaf = piece.parameter.rpartition(".")
-        form = stored.forms.get(piece.name)
+        packed = stored.forms.get(piece.name) if stored else None
         if module in linears and leaf == "weight":
+            form = packed if stored else on_load
             kinds.setdefault(module, set()).add(form)
-        elif form is not None:
-            raise ModelUnsupported(f"{piece.name} is kept in {stored.format}: {_WHERE}")
+            if form is not None:
+                part = piece.part or Part()
+                form.check_cut(piece.name, columns=part.columns, rows=(piece.rows, part.rows))
+        elif packed is not None:
+            raise ModelUnsupported(
+                f"{piece.name} is quantized: this engine keeps embedding, head, routers and experts in 16"
+                " bit; use the unquantized model"
+            )
     for module, found in kinds.items():
         if len(found) > 1:
             raise ModelUnsupported(
-                f"{module}: its parts are kept in different ways ({stored.format}); this engine has them"
-                " in one matrix, of one form"
+                f"{module}: its parts are quantized in different ways; this engine has them in one matrix,"
+                " of one form; use the unquantized model"
             )
     return {module: form for module, (form,) in kinds.items() if form is not None}
-
-
-_WHERE = "this engine keeps embedding, head, routers and experts in 16 bit; use the unquantized model"
 
 
 def give_memory(model: Decoder, device: torch.device, dtype: torch.dtype, forms: Mapping[str, Form]) -> None:
@@ -176,7 +178,7 @@ def _share(matrix: QuantizedMatrix, piece: Piece) -> QuantizedMatrix:
     """What this process reads of a packed matrix."""
     part = piece.part or Part()
     if part.columns is not None:
-        matrix = columns_of(matrix, piece.name, *part.columns)
+        matrix = columns_of(matrix, *part.columns)
     return matrix if part.rows is None else rows_of(matrix, *part.rows)
 
 

@@ -6,6 +6,7 @@ scales and minimums get their places once, and what is read goes straight there,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,6 +42,25 @@ class Form:
             raise ModelUnsupported(
                 f"{name} is {outputs} x {inputs}: INT4 wants a multiple of "
                 f"{INT4_BLOCK} columns; INT8 takes any number"
+            )
+
+    def check_cut(
+        self, name: str, *, columns: tuple[int, int] | None, rows: Iterable[tuple[int, int] | None]
+    ) -> None:
+        """Raise ModelUnsupported where a part of a matrix, columns or rows from first to last (exclusive),
+        cuts numbers apart that share a scale."""
+        across = FP8_BLOCK if self.in_blocks else 1
+        for first, last in filter(None, rows):
+            if first % across:
+                raise ModelUnsupported(
+                    f"{name}: rows {first} to {last} of a matrix begin inside a block of {across} that shares"
+                    " scales; use the unquantized model, or another tensorParallel"
+                )
+        along = FP8_BLOCK if self.in_blocks else self.group or 1
+        if columns is not None and any(place % along for place in columns):
+            raise ModelUnsupported(
+                f"{name}: columns {columns[0]} to {columns[1]} of a rank cut a group of {along} that shares a"
+                " scale; use another tensorParallel"
             )
 
     def make(
@@ -82,20 +102,16 @@ def rows_of(matrix: QuantizedMatrix, first: int, last: int) -> QuantizedMatrix:
     )
 
 
-def columns_of(matrix: QuantizedMatrix, name: str, first: int, last: int) -> QuantizedMatrix:
-    """Columns first (inclusive) to last (exclusive). Raises ModelUnsupported where that cuts a group."""
+def columns_of(matrix: QuantizedMatrix, first: int, last: int) -> QuantizedMatrix:
+    """Columns first (inclusive) to last (exclusive), whole groups: a view."""
     group = FP8_BLOCK if matrix.block_scaled else matrix.group or 1
-    if first % group or last % group:
-        raise ModelUnsupported(
-            f"{name}: columns {first} to {last} of a rank cut a group of {group} that shares a scale;"
-            " use another tensorParallel"
-        )
+    assert first % group == last % group == 0, f"columns {first} to {last} cut a group of {group}"
     per_byte = 2 if matrix.precision is Precision.INT4 else 1
-    groups = slice(first // group, last // group) if matrix.scales.dim() == 2 else slice(None)
+    groups = slice(first // group, last // group)
     return replace(
         matrix,
         numbers=matrix.numbers[:, first // per_byte : last // per_byte],
-        scales=matrix.scales[..., groups] if matrix.scales.dim() == 2 else matrix.scales,
+        scales=matrix.scales[:, groups] if matrix.scales.dim() == 2 else matrix.scales,
         minimums=None if matrix.minimums is None else matrix.minimums[:, groups],
     )
 

@@ -91,14 +91,15 @@ def _required(layout: Layout) -> tuple[str, ...]:
 
 def nibbles(packed: Tensor, order: tuple[int, ...] = tuple(range(8))) -> Tensor:
     """Eight numbers of 0 to 15 of each int32 (…, n) → (…, 8 n) uint8. The j-th is bits 4 order[j] and up."""
-    shifts = torch.tensor([4 * place for place in order], dtype=torch.int32)
-    return ((packed[..., None] >> shifts) & 15).to(torch.uint8).flatten(-2)
+    numbers = torch.empty((*packed.shape, len(order)), dtype=torch.uint8)
+    for place, source in enumerate(order):
+        numbers[..., place] = (packed >> 4 * source) & 15
+    return numbers.flatten(-2)
 
 
 def eighths(packed: Tensor) -> Tensor:
     """Four numbers of 0 to 255 of each int32 (…, n) → (…, 4 n) uint8, the lowest byte first."""
-    shifts = torch.tensor([0, 8, 16, 24], dtype=torch.int32)
-    return ((packed[..., None] >> shifts) & 255).to(torch.uint8).flatten(-2)
+    return packed.contiguous().view(torch.uint8)
 
 
 def refuse(name: str, found: object, expected: str) -> ModelUnsupported:
