@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from kubernetes import client
 from tests.cluster.faults import workers
 from tests.cluster.faults.conftest import Scene, first_of
 from tests.cluster.faults.ground import deployment, ended
 from tests.cluster.faults.workers import Answer, changed, measuring
 
+from plimsoll.cluster.own_pods import stamp
 from plimsoll_worker.launch import Device, ExitCode, ExitReason, Launch, Precision, WeightsScheme
 
 pytestmark = pytest.mark.cluster
@@ -59,6 +62,47 @@ def test_a_report_that_cannot_be_read_takes_nobody_down_and_teaches_nothing(
     assert "Serving is not affected" in found["message"]
     scene.ready()
     assert scene.profiles() == []
+
+
+def ended_late(pod: client.V1Pod) -> dict[str, Any]:
+    """The status of a pod whose container the kubelet has just restarted for want of an answer."""
+    [container] = pod.spec.containers
+    probe, now = container.startup_probe, datetime.now(UTC)
+    began = now - timedelta(seconds=probe.period_seconds * probe.failure_threshold + 1)
+    times = {"startedAt": stamp(began), "finishedAt": stamp(now)}
+    status = {
+        "name": container.name,
+        "image": container.image,
+        "imageID": "",
+        "ready": False,
+        "restartCount": 1,
+        "state": {"running": {"startedAt": stamp(now)}},
+        "lastState": {"terminated": {"exitCode": 137, "reason": "Error"} | times},
+    }
+    created = {"type": "Ready", "status": "False", "lastTransitionTime": stamp(began)}
+    return {"status": {"conditions": [created], "containerStatuses": [status]}}
+
+
+def test_a_worker_that_hangs_at_load_is_told_with_its_deadline_and_given_up(scene: Scene) -> None:
+    scene.ground.watch.fates[scene.models.name, "small"] = lambda _pod: {"plimsoll.dev/fake-unready": ""}
+    scene.models.apply("small", deployment(rollout={"maxRestarts": 1, "drainSeconds": 0}))
+    scene.wait(
+        lambda: "the kubelet restarts it at" in scene.models.condition("small", "Ready").get("message", ""),
+        "the deadline is told",
+        lambda: scene.models.get("small"),
+    )
+    assert scene.models.condition("small", "Ready")["reason"] == "Starting"
+    [pod] = scene.models.pods()
+    scene.models.core.patch_namespaced_pod_status(pod.metadata.name, scene.models.name, ended_late(pod))
+    told = scene.told("small", "Ready", "False", "StartupDeadlineExceeded")["message"]
+    assert "it did not answer within" in told
+    scene.told("small", "Degraded", "True", "StartupDeadlineExceeded")
+    again = ended_late(pod)
+    again["status"]["containerStatuses"][0]["restartCount"] = 2
+    scene.models.core.patch_namespaced_pod_status(pod.metadata.name, scene.models.name, again)
+    scene.told("small", "Progressing", "False", "RestartBudgetExhausted")
+    scene.wait(lambda: not scene.models.pods(), "its GPU is free", scene.models.pod_uids)
+    assert scene.models.condition("small", "Ready")["reason"] == "StartupDeadlineExceeded"
 
 
 def test_out_of_memory_at_load_ends_in_a_configuration_that_loads(scene: Scene) -> None:

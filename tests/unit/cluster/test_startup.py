@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from tests.unit.cluster.test_reports import report as report_of
 from tests.unit.cluster.world import START, World, facts, gpu_node
 
@@ -72,3 +73,55 @@ def test_a_restart_in_place_changes_nothing_and_the_times_outlive_the_pod() -> N
     world.pods.clear()
     world.settle()
     assert stages(world) == before
+
+
+def late(world: World, *, ran: int, exit_code: int) -> None:
+    """The kubelet has ended the container, and started another one, after so many seconds."""
+    [pod] = world.worker_pods()
+    began = world.stamp()
+    world.pass_time(seconds=ran)
+    times = {"startedAt": began, "finishedAt": world.stamp()}
+    ended = {"reason": "Error", "exitCode": exit_code} | times
+    [status] = pod["status"]["containerStatuses"]
+    status |= {"restartCount": 1, "lastState": {"terminated": ended}}
+    status["state"] = {"running": {"startedAt": world.stamp()}}
+
+
+def loading() -> World:
+    """A worker runs and does not answer."""
+    world = World(gpu_node("g"))
+    world.serve("small")
+    [pod] = world.worker_pods()
+    pod["status"]["conditions"][0] |= {"status": "False", "lastTransitionTime": world.stamp()}
+    pod["status"]["containerStatuses"][0]["ready"] = False
+    world.settle()
+    return world
+
+
+def test_a_start_is_told_with_the_time_at_which_it_is_ended() -> None:
+    ready = loading().condition("small", "Ready")
+    assert ready["reason"] == "Starting"
+    assert "the kubelet restarts it at 2026-11-23T04:05:05Z unless it answers by then" in ready["message"]
+
+
+@pytest.mark.parametrize("exit_code", [0, 137])
+def test_a_start_that_the_kubelet_ended_is_told_as_one_however_the_process_ended(exit_code: int) -> None:
+    world = loading()
+    late(world, ran=310, exit_code=exit_code)
+    world.settle()
+    ready = world.condition("small", "Ready")
+    assert ready["reason"] == "StartupDeadlineExceeded"
+    assert "did not answer within 305 s" in ready["message"]
+
+
+def test_who_ended_sooner_or_had_answered_was_not_late() -> None:
+    world = loading()
+    late(world, ran=100, exit_code=137)
+    world.settle()
+    assert world.condition("small", "Ready")["reason"] == "Error"
+    world = loading()
+    late(world, ran=310, exit_code=137)
+    [pod] = world.worker_pods()
+    pod["status"]["conditions"][0]["lastTransitionTime"] = world.stamp()
+    world.settle()
+    assert world.condition("small", "Ready")["reason"] == "Error"

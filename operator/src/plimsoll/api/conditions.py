@@ -115,6 +115,8 @@ class Observation:
     """Fails when one replica has no place, even if others have."""
     unschedulable: str = ""
     """The scheduler's words about a pod that finds no node."""
+    starting: str = ""
+    """Until when a pod may load its model."""
     refused: str = ""
     """The API server's words when it refused a pod (quota, admission)."""
     failures: tuple[Failure, ...] = ()
@@ -239,7 +241,7 @@ def _workers(seen: Observation) -> Finding:
             return fails(
                 "Updating", f"{seen.updated_ready} of {seen.desired} replicas answer with the new revision"
             )
-        return fails("Starting", told)
+        return fails("Starting", f"{told}; {seen.starting}" if seen.starting else told)
     if seen.existing > seen.updated:
         return fails("Updating", f"{told}; {seen.existing - seen.updated} of an older revision are stopping")
     if seen.existing > seen.desired:

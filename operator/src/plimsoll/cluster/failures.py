@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 
 from plimsoll.api.conditions import Failure
 from plimsoll.api.v1alpha1 import LastFailure
-from plimsoll.cluster.own_pods import CONTAINER_REASONS, IMAGE_REASONS, OwnPod, at, stamp
+from plimsoll.cluster.own_pods import CONTAINER_REASONS, IMAGE_REASONS, Ended, OwnPod, at, stamp
 from plimsoll_worker.launch import ExitCode, ExitReason
 
 BLAMELESS = {"Evicted", "Preempting", "Terminated", "NodeShutdown", "Shutdown", "NodeLost"}
@@ -34,8 +35,12 @@ def blameless(pod: OwnPod) -> bool:
 def last_failure(pod: OwnPod) -> LastFailure | None:
     """How the pod's container last ended, in the worker's own words where it left any."""
     ended = pod.container.ended or pod.container.last_ended
-    if ended and (ended.exit_code != 0 or pod.finished):
+    if ended and (ended.exit_code != 0 or pod.finished or _ran_late(pod, ended)):
         own = ExitReason.parse(ended.message)
+        if own is None and _ran_late(pod, ended):
+            return LastFailure(
+                reason="StartupDeadlineExceeded", pod=pod.name, message=_late(pod), time=ended.time
+            )
         return LastFailure(
             reason=own.reason.value if own else ended.reason,
             pod=pod.name,
@@ -47,6 +52,30 @@ def last_failure(pod: OwnPod) -> LastFailure | None:
             reason=pod.reason or "Failed", pod=pod.name, message=pod.message, time=stamp(at(pod.created))
         )
     return None
+
+
+def _ran_late(pod: OwnPod, ended: Ended) -> bool:
+    """It ran until the kubelet had no more patience, and answered in none of that time."""
+    if not (pod.startup_seconds and pod.unready_since and ended.started and ended.time):
+        return False
+    ran = at(ended.time) - at(ended.started)
+    return at(pod.unready_since) <= at(ended.started) and ran >= timedelta(seconds=pod.startup_seconds)
+
+
+def _late(pod: OwnPod) -> str:
+    return (
+        f"it did not answer within {pod.startup_seconds} s of its start, so the kubelet ended it; its log "
+        "says how far it came (kubectl logs --previous)"
+    )
+
+
+def starting(pod: OwnPod) -> str:
+    """Until when a pod that loads may go on; empty when it does not."""
+    began = pod.container.started_at
+    if pod.ready or pod.terminating or not began or not pod.startup_seconds:
+        return ""
+    until = stamp(at(began) + timedelta(seconds=pod.startup_seconds))
+    return f"pod {pod.name} loads since {began}; the kubelet restarts it at {until} unless it answers by then"
 
 
 def _words(message: str, exit_code: int) -> str:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from plimsoll.api.conditions import Failure
 from plimsoll.api.v1alpha1 import Exclusion, ReplicaStatus
-from plimsoll.cluster.failures import causes_first, failing
+from plimsoll.cluster.failures import causes_first, failing, starting
 from plimsoll.cluster.observed import CreatePod, DeletePod, Observed, OpenGate, Place
 from plimsoll.cluster.own_pods import OwnPod
 from plimsoll.cluster.silence import unreachable
@@ -30,6 +30,8 @@ class Replicas:
     updated_scheduled: int = 0
     updated_ready: int = 0
     unschedulable: str = ""
+    starting: str = ""
+    """Until when a pod may load."""
     failures: tuple[Failure, ...] = ()
     given_up: tuple[Failure, ...] = ()
     away: tuple[Failure, ...] = ()
@@ -75,6 +77,7 @@ def counted(found: Replicas, observed: Observed, target: Target) -> Replicas:
         unschedulable=next(
             (f"pod {pod.name}: {pod.unschedulable}" for pod in living if pod.unschedulable), ""
         ),
+        starting=next((until for pod in living if (until := starting(pod))), ""),
         failures=tuple(failures),
         away=tuple(away.values()),
         given_up=tuple(_last_words(status) for status in found.statuses if status.given_up),

@@ -8,7 +8,7 @@ Times stay RFC 3339 text until they are compared; `at` parses them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -42,6 +42,8 @@ class Ended:
     exit_code: int
     message: str
     time: str
+    started: str = ""
+    """When it had begun to run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,10 @@ class OwnPod:
     """When it was bound; empty before."""
     ready_since: str = ""
     """When it turned ready; empty while it is not."""
+    unready_since: str = ""
+    """When it turned not ready, or was made; empty while it is ready."""
+    startup_seconds: int = 0
+    """How long its container may take to its first answer; 0: as long as it likes."""
     gated: bool = False
     """The scheduler does not look at it yet."""
     disrupted: bool = False
@@ -183,6 +189,8 @@ def own_pod(obj: Object, owner: Object, pinned_node: str) -> OwnPod:
         container=_container(next(iter(status.get("containerStatuses") or ()), {})),
         scheduled_since=_since(scheduled),
         ready_since=_since(ready),
+        unready_since=str(ready.get("lastTransitionTime") or "") if ready.get("status") == "False" else "",
+        startup_seconds=_startup_seconds(spec),
         gated=bool(spec.get("schedulingGates")),
         disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
         patience_seconds=_patience(spec.get("tolerations") or ()),
@@ -208,6 +216,13 @@ def _labels(name: str, owner: Object) -> dict[str, str]:
 def _since(condition: Object) -> str:
     """Since when a condition is True; empty while it is not."""
     return str(condition.get("lastTransitionTime") or "") if condition.get("status") == "True" else ""
+
+
+def _startup_seconds(spec: Object) -> int:
+    """As the kubelet counts."""
+    containers: Sequence[Object] = spec.get("containers") or ({},)
+    probe = containers[0].get("startupProbe") or {}
+    return int(probe.get("failureThreshold") or 0) * int(probe.get("periodSeconds") or 0)
 
 
 def _patience(tolerations: Iterable[Object]) -> int | None:
@@ -246,4 +261,5 @@ def _ended(state: Object | None) -> Ended | None:
         exit_code=int(state.get("exitCode") or 0),
         message=state.get("message") or "",
         time=state.get("finishedAt") or "",
+        started=state.get("startedAt") or "",
     )

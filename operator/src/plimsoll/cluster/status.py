@@ -62,6 +62,7 @@ def compose_status(
         plan=_plan(observed, target.plan, left_out(observed.exclusions, revision)),
         unschedulable=replicas.unschedulable,
         refused=observed.memory.refusal.message if observed.memory.refusal else "",
+        starting=replicas.starting,
         failures=replicas.failures,
         given_up=replicas.given_up,
         away=replicas.away,
