@@ -187,6 +187,15 @@ def test_the_newest_version_of_a_resource_wins_whatever_the_order() -> None:
     assert replicas(state) is None
 
 
+def test_a_resource_that_came_while_the_list_was_on_its_way_stays() -> None:
+    state = ClusterState(on_change=lambda: None)
+    state.resources.apply("ADDED", resource(9))
+    state.resources.replace([], "8")
+    assert replicas(state) == 1
+    state.resources.replace([], "10")
+    assert replicas(state) is None
+
+
 def test_a_recreated_resource_is_not_deleted_by_the_old_ones_event() -> None:
     state = ClusterState(on_change=lambda: None)
     state.resources.apply("ADDED", resource(9, uid="new", replicas=2))

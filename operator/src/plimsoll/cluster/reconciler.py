@@ -115,8 +115,7 @@ class Reconciler:
         started = self._monotonic()
         if relists := started >= self._relist_at:
             # kopf keeps no list that is compared: what was deleted while its watch was down is found here.
-            objects, _ = self._kube.list(DEPLOYMENTS)
-            self._state.resources.replace(objects)
+            self._state.resources.replace(*self._kube.list(DEPLOYMENTS))
             self._relist_at = started + self._replan_seconds
             self._settled = {}
         view = self._state.snapshot()

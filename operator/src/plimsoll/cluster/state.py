@@ -113,26 +113,27 @@ class Resources(View[Resource]):
                 del self._entries[known.key]
         self._on_change()
 
-    def replace(self, objects: Iterable[Object]) -> None:
-        # An event that is newer than the list may have arrived while the list was on its way.
+    def replace(self, objects: Iterable[Object], version: str | None = None) -> None:
+        """`version`: the resourceVersion of the list. While it was on its way, changed resources and new ones
+        may have been seen: what is newer than the list stays as it is. None: nothing is."""
         with self._lock:
             known = dict(self._entries)
-        fresh: list[Object] = []
-        kept: dict[Key, Resource] = {}
+        listed: dict[Key, Resource] = {}
         for obj in objects:
-            mine = known.get(key_of(obj))
-            meta = obj["metadata"]
-            if (
-                mine
-                and mine.uid == meta["uid"]
-                and not is_newer(meta["resourceVersion"], mine.resource_version)
-            ):
-                kept[mine.key] = mine
+            mine, meta = known.get(key_of(obj)), obj["metadata"]
+            same = mine is not None and mine.uid == meta["uid"]
+            if mine and same and not is_newer(meta["resourceVersion"], mine.resource_version):
+                listed[mine.key] = mine
             else:
-                fresh.append(obj)
-        converted = {key_of(obj): Resource.parse(obj, known.get(key_of(obj))) for obj in fresh}
+                listed[key_of(obj)] = Resource.parse(obj, mine)
         with self._lock:
-            changed, self._entries = (kept | converted) != self._entries, kept | converted
+            younger = {
+                key: one
+                for key, one in self._entries.items()
+                if version is not None and is_newer(one.resource_version, version)
+            }
+            found = listed | younger
+            changed, self._entries = found != self._entries, found
         if changed:
             self._on_change()
 
