@@ -79,7 +79,7 @@ class Pipeline:
         assert self._lines.after is not None, "the last stage passes nothing on"
         # A copy: the next step computes in the same memory while this one is being sent.
         copied = hidden.detach().to("cpu", copy=True).contiguous()
-        self._lines.after.put(memoryview(copied.view(torch.uint8).numpy()).cast("B"))
+        self._lines.after.put(copied.view(torch.uint8).numpy().data.cast("B"))
 
     # Both sides
 
