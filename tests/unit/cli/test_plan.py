@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.unit.cli.test_inventory import node, pod
-from tests.unit.planning.builders import llama
+from tests.unit.planning.builders import ONE_CARD, llama
 
 from plimsoll.api.v1alpha1 import PlanStatus
 from plimsoll.cli.main import main
@@ -121,7 +121,7 @@ def test_the_page_shows_reasons_terms_and_a_picture_of_the_nodes(files: Files) -
 def test_the_page_of_a_rejection_shows_bytes_and_what_would_change_it(files: Files) -> None:
     files.facts = llama(8).model_dump_json(by_alias=True)
     files.spec["workload"] = {"maxContextTokens": 131072}
-    code, out, _ = files.run()
+    code, out, _ = files.run("--capabilities", files.write("capabilities.json", ONE_CARD.to_json()))
     assert code == 3
     assert "no plan" in out
     assert "TP1 needs " in out
@@ -149,10 +149,9 @@ def test_pods_of_the_deployment_itself_make_room(files: Files) -> None:
 def test_another_engine_can_be_planned_for(files: Files) -> None:
     files.facts = llama(70, layers=80).model_dump_json(by_alias=True)
     code, answer = files.json()
-    assert (code, answer["conditions"][-1]["reason"]) == (3, "EngineUnsupported")
-    wide = CAPABILITIES.model_copy(update={"max_tensor_parallel": 8}).to_json()
-    code, answer = files.json("--capabilities", files.write("capabilities.json", wide))
     assert (code, answer["tensorParallel"]) == (0, 4)
+    code, answer = files.json("--capabilities", files.write("capabilities.json", ONE_CARD.to_json()))
+    assert (code, answer["conditions"][-1]["reason"]) == (3, "EngineUnsupported")
 
 
 class TestProfiles:

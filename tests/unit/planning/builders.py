@@ -17,7 +17,9 @@ GPU = "nvidia.com/gpu"
 H100, L4, T4 = "NVIDIA-H100-80GB-HBM3", "NVIDIA-L4", "Tesla-T4"
 CARDS = {H100: (81559, 9, 0), L4: (23034, 8, 9), T4: (15360, 7, 5)}
 GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
-WIDE = CAPABILITIES.model_copy(update={"max_tensor_parallel": 8})
+ONE_CARD = CAPABILITIES.model_copy(update={"max_tensor_parallel": 1, "max_pipeline_parallel": 1})
+"""An engine that cuts nothing, so that what is asked of a plan is asked of one GPU."""
+WIDE = ONE_CARD.model_copy(update={"max_tensor_parallel": 8})
 """An engine that runs tensor parallel."""
 
 
@@ -172,7 +174,7 @@ def snapshot(
     nodes: list[NodeView],
     *deployments: DeploymentRequest,
     pods: list[PodView] | None = None,
-    capabilities: Capabilities = CAPABILITIES,
+    capabilities: Capabilities = ONE_CARD,
     prices: dict[str, int] | None = None,
 ) -> Snapshot:
     return Snapshot(tuple(nodes), tuple(pods or ()), deployments, capabilities, prices or {})
@@ -183,7 +185,7 @@ def decide_one(
     deployment: DeploymentRequest,
     *,
     pods: list[PodView] | None = None,
-    capabilities: Capabilities = CAPABILITIES,
+    capabilities: Capabilities = ONE_CARD,
 ) -> Decision:
     return plan(snapshot(nodes, deployment, pods=pods, capabilities=capabilities))[deployment.uid]
 
