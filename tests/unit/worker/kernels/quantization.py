@@ -30,7 +30,9 @@ def random_matrix(
         numbers = pack_int4(torch.randint(0, 16, (outputs, inputs), device=device))
         scales, minimums = near(0.2, outputs, groups).to(dtype), -near(1.5, outputs, groups).to(dtype)
     else:
-        numbers = torch.randn(outputs, inputs, device=device).mul_(100).to(torch.float8_e4m3fn)
+        numbers = (
+            torch.randn(outputs, inputs, device=device).mul_(100).clamp_(-448, 448).to(torch.float8_e4m3fn)
+        )
         shape = [outputs] if not words else [-(-size // FP8_BLOCK) for size in (outputs, inputs)]
         scales = near(0.01, *shape)
     return QuantizedMatrix(Precision(precision), numbers, scales, minimums, group, dtype)

@@ -27,7 +27,7 @@ from plimsoll_worker.kernels.reference import Activation
 
 
 @triton.jit
-def _finish(
+def finish(
     value,
     gate,
     column,
@@ -133,7 +133,7 @@ def _row(
         factor = tl.rsqrt(tl.sum(squares, axis=0) / INPUTS + eps)
         value *= factor
         gate *= factor
-    _finish(
+    finish(
         value, gate, column, 0, bias, residual, out, scale, OUTPUTS, column < OUTPUTS,
         BIAS, RESIDUAL, GATED, SILU,
     )  # fmt: skip
@@ -201,7 +201,7 @@ def _rows(
         acc *= factor[None, :]
         acc_other *= factor[None, :]
     value = acc_other if GATED else acc
-    _finish(
+    finish(
         value, acc, column[:, None], row[None, :], bias, residual, out, scale, OUTPUTS,
         inside[:, None] & live[None, :], BIAS, RESIDUAL, GATED, SILU,
     )  # fmt: skip

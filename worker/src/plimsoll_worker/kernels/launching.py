@@ -39,6 +39,11 @@ class Card:
         return cls(multiprocessors, dependent_launch=capability >= (9, 0), capability=capability)
 
     @property
+    def compiles(self) -> bool:
+        """Whether kernels are compiled, not interpreted."""
+        return self.capability != (0, 0)
+
+    @property
     def options(self) -> dict[str, bool]:
         """Keyword arguments of every launch."""
         return {"launch_pdl": True} if self.dependent_launch else {}
@@ -72,3 +77,17 @@ def release_next(PDL: tl.constexpr):
     """Let the next kernel start once all programs of this one have come here."""
     if PDL:
         gdc_launch_dependents()
+
+
+@triton.jit
+def ask_for(pointers, PDL: tl.constexpr):
+    """Have the lines of 128 bytes at `pointers` brought to the L2 cache: constants, before `await_inputs`."""
+    if PDL:
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
+            "=r,l",
+            [pointers.to(tl.int64)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
