@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from tests.cluster.api_proxy import Request
 from tests.cluster.faults.conftest import THOROUGH, Scene, first_of
 from tests.cluster.faults.ground import is_write_in
 
 pytestmark = pytest.mark.cluster
+
+
+AWAY_SECONDS = 60
+"""Longer than any request, Lease or back-off of the operator lasts at first."""
 
 
 def goes_on(scene: Scene, before: dict[str, str]) -> None:
@@ -39,9 +45,11 @@ def test_an_api_server_that_is_away_until_the_lease_has_run_out_costs_no_pod(sce
     before = scene.models.pod_uids()
     operator = scene.operator
     with scene.ground.down("kube-apiserver"):
+        since = time.monotonic()
         scene.wait(
             lambda: operator.metric("plimsoll_leading") == 0, "the operator leads no longer", operator.tail
         )
+        scene.wait(lambda: time.monotonic() >= since + AWAY_SECONDS, "the API server was long away")
         assert operator.page("/healthz", health=True)[0] == 200, "waiting is no reason to be restarted"
     goes_on(scene, before)
     assert operator.running, "it was not ended by that"
