@@ -6,7 +6,9 @@ import copy
 from typing import Any
 
 import pytest
-from tests.unit.cluster.world import World, gpu_node, stamp
+from tests.unit.cluster.world import World, gpu_node
+
+from plimsoll.cluster.own_pods import stamp
 
 NOT_READY, UNREACHABLE = (f"node.kubernetes.io/{key}" for key in ("not-ready", "unreachable"))
 
