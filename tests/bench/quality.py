@@ -86,20 +86,19 @@ def activations_in_fp8() -> Iterator[None]:
 
 @contextmanager
 def whole_range() -> Iterator[None]:
-    """Without a search: every row's and every group's whole range is kept."""
-    searched = rounding.SHRINKS, rounding.INT8_SHRINKS
-    rounding.SHRINKS = rounding.INT8_SHRINKS = (1.0,)
+    """INT4 without its search: every group's whole range is kept."""
+    searched = rounding.SHRINKS
+    rounding.SHRINKS = (1.0,)
     try:
         yield
     finally:
-        rounding.SHRINKS, rounding.INT8_SHRINKS = searched
+        rounding.SHRINKS = searched
 
 
 ROWS: Mapping[str, Kept] = {
     "FP32": Kept(),
     "BF16": Kept(Precision.BF16, Precision.BF16),
     "INT8": Kept(Precision.INT8),
-    "INT8 without the search": Kept(Precision.INT8, around=whole_range),
     "FP8": Kept(Precision.FP8, around=activations_in_fp8),
     "FP8, weights alone": Kept(Precision.FP8),
     "INT4": Kept(Precision.INT4),
