@@ -44,7 +44,7 @@ launching.recorded_card = launching.Card.of((9, 0), 132)
 triton.knobs.compilation.listener = heard
 with recording._Shapes():
     for runner in runners:
-        precompile._run(runner)
+        precompile._run(runner, precompile.PROMPTS)
 print(json.dumps({"hits": hits, "sympy": "sympy" in sys.modules}))
 """
 

@@ -113,7 +113,7 @@ def kernels_of(wanted: Wanted) -> list[Kernel]:
 
     with recording(Card.of(wanted.capability, wanted.multiprocessors)) as recorded:
         for rank in range(min(wanted.ranks, 2)):  # the first adds the residual, all others are alike
-            _run(_runner(wanted, rank))
+            _run(_runner(wanted, rank), QUANTIZED_PROMPTS if wanted.form else PROMPTS)
     return list(recorded.kernels.values())
 
 
@@ -148,16 +148,18 @@ def _runner(wanted: Wanted, rank: int = 0) -> ModelRunner:
         model,
         cache,
         max_sequences=wanted.max_sequences,
-        max_batched_tokens=PROMPT,
+        max_batched_tokens=QUANTIZED_PROMPTS[-1],
         max_context_tokens=wanted.max_context_tokens,
     )
 
 
-PROMPT = 64
-"""Tokens of a made-up prompt: more than few rows."""
+PROMPTS = (64,)
+"""Tokens of made-up prompts: more than few rows."""
+QUANTIZED_PROMPTS = (32, 64, 128, 256, 512, 768, 2048)
+"""Of a model with quantized matrices, whose tiles differ by rows."""
 
 
-def _run(runner: ModelRunner) -> None:
+def _run(runner: ModelRunner, prompts: Sequence[int]) -> None:
     import torch
 
     from plimsoll_worker.engine.graphs import Repeater
@@ -166,7 +168,8 @@ def _run(runner: ModelRunner) -> None:
     from plimsoll_worker.kernels import ops
 
     runner.capture(Repeater())
-    runner.logits(chunk(min(PROMPT, runner.max_context_tokens - 1), runner.cache.block_size))
+    for tokens in prompts:
+        runner.logits(chunk(min(tokens, runner.max_context_tokens - 1), runner.cache.block_size))
     # Rows that ask for more than temperature and seed are drawn from FP32.
     with torch.device("meta"):
         rows = 1
