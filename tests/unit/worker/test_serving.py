@@ -255,7 +255,7 @@ def test_models_version_and_tokenize(
 def test_a_client_that_goes_away_leaves_no_blocks(stream: bool, worker: WorkerProcess) -> None:
     body = {"model": "smollm2", "prompt": "1 2 3", "max_tokens": 500, "ignore_eos": True, "stream": stream}
     generated = worker.metric("vllm:generation_tokens_total")
-    with httpx.Client(timeout=httpx.Timeout(60, read=1.0)) as impatient:
+    with httpx.Client(timeout=httpx.Timeout(60, read=60 if stream else 1)) as impatient:
         request = impatient.build_request("POST", f"{worker.url}/v1/completions", json=body)
         if stream:
             response = impatient.send(request, stream=True)
