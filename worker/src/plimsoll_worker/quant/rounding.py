@@ -31,8 +31,8 @@ def round_into(target: QuantizedMatrix, weights: Tensor) -> None:
 
 
 def round_int8(target: QuantizedMatrix, rows: Tensor) -> None:
-    """Symmetric: the largest of a row becomes ±127. Of eight bits the whole range is best: clipping some of it has
-    a larger squared error (SmolLM2-135M)."""
+    """Symmetric: the largest of a row becomes ±127. Clipping some of the range has a larger squared error in
+    eight bits (SmolLM2-135M)."""
     target.scales.copy_(_divisor((rows.abs().amax(1) / INT8_MAX).to(target.scales.dtype)))
     numbers = rows / target.scales.float()[:, None]
     target.numbers.copy_(numbers.round_().clamp_(-INT8_MAX, INT8_MAX))
