@@ -78,7 +78,7 @@ def asked() -> list[dict[str, Any]]:
 
 def options(deployment: DeploymentRequest) -> list[Option]:
     """All that the planner looks at and the engine is said to run."""
-    world = world_of(snapshot(NODES, deployment))
+    world = world_of(snapshot(NODES, deployment, capabilities=CAPABILITIES))
     admitted = world.admission.admitted(deployment, Eligibility(deployment))
     found = world.catalog.options(deployment, admitted)
     return [option for option in found if option.fits and not option.refusal]
@@ -158,7 +158,7 @@ def test_a_launch_whose_stages_contradict_each_other_is_refused_by_its_field(
         (0, {"layers": {"first": 1, "last": 20}}, "layers of the launch is 1-20, expected a part of 0-30"),
         (0, {"layers": {"first": 0, "last": 30}}, "layers of the launch is 0-30, expected a part of 0-30"),
         (1, {"layers": {"first": 20, "last": 29}}, "layers of the launch is 20-29, expected a part of 0-30"),
-        (1, {"tensorParallel": 3}, "tensorParallel of the launch is 3, expected at most 1 beside"),
+        (1, {"tensorParallel": 9}, "tensorParallel of the launch is 9, expected at most 8"),
         (1, {"weights": {"name": "BF16", "bits": 16}}, "weights.name of the launch is BF16"),
     ],
 )

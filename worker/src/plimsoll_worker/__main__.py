@@ -101,7 +101,12 @@ def run(launch: Launch, settings: Settings) -> None:
 
         kernels.wait()
         ranks.tell(COMPILED)
-        runner, ledger = warm_up(launch, model, memory, lambda number: stage.least(together.least(number)))
+        runner, ledger = warm_up(
+            launch,
+            model,
+            memory,
+            lambda number: together.least(stage.least(together.least(number))),
+        )
         startup.reached(StartupStage.WARMED_UP, kv_tokens=runner.cache.tokens, activations=ledger.activations)
 
         check_effective(launch, model, runner.cache)

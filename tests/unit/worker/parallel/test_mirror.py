@@ -37,9 +37,10 @@ ASKED = (
 class Mirrored(Scheduler):
     """Holds every step against what a mirror makes of it."""
 
-    def __init__(self, pool: BlockPool, chance: random.Random, **limits: int) -> None:
+    def __init__(self, pool: BlockPool, chance: random.Random, *, tells_tokens: bool, **limits: int) -> None:
         super().__init__(pool, **limits)
-        self.orders, self.mirror = Orders(), Mirror()
+        self.tells_tokens = tells_tokens
+        self.orders, self.mirror = Orders(tells_tokens=tells_tokens), Mirror()
         self.told: dict[int, Sequence] = {}
         self.chance = chance
 
@@ -59,6 +60,7 @@ class Mirrored(Scheduler):
             assert one.block_table == other.block_table
             assert one.prompt == other.prompt
             assert one.tokens[: len(other.tokens)] == other.tokens
+            assert one.tokens == other.tokens or not self.tells_tokens
             if self.told.get(one.slot) is not other:  # a row that `SlotTables.admit` writes
                 assert one.tokens == other.tokens
                 self.told[one.slot] = other
@@ -68,7 +70,9 @@ class Mirrored(Scheduler):
 @pytest.mark.parametrize("ahead", [0, 1, 2])
 def test_every_step_of_a_random_history_arrives(ahead: int) -> None:
     chance = random.Random(ahead)
-    scheduler = Mirrored(BlockPool(30, 4), chance, max_sequences=6, max_batched_tokens=17)
+    scheduler = Mirrored(
+        BlockPool(30, 4), chance, tells_tokens=ahead > 0, max_sequences=6, max_batched_tokens=17
+    )
     loop = Pretender(scheduler, ahead)
     system = (1, 2, 3, 4, 5, 6, 7, 8)
     for number in range(200):
@@ -133,7 +137,7 @@ def test_a_decode_step_is_a_few_bytes_a_row() -> None:
     for waiting in scheduler.running:
         waiting.append(1)
     second = orders.encode(scheduler.schedule())
-    assert len(second) <= 16 + 64 * 16
+    assert len(second) <= 20 + 64 * 16
     assert len(first) > 64 * 40 * 4
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -12,11 +13,19 @@ import psutil
 import pytest
 import torch
 from tests.unit.worker.decoding import paged, sequence, steps
-from tests.unit.worker.processes import MIB, WorkerProcess, smollm2_launch, wait_for
+from tests.unit.worker.processes import MIB, WorkerProcess, free_port, smollm2_launch, wait_for
 from tests.unit.worker.test_models import SMALL, configuration
 
 from plimsoll_worker.errors import EngineFailed, RendezvousFailed
-from plimsoll_worker.launch import ExitCode, Launch, LayerRange, Precision, Report
+from plimsoll_worker.launch import (
+    ExitCode,
+    Launch,
+    LayerRange,
+    Precision,
+    Rendezvous,
+    Report,
+    StageAddress,
+)
 from plimsoll_worker.loading.checkpoint import open_checkpoint
 from plimsoll_worker.loading.weights import load_model
 from plimsoll_worker.memory import CpuMemory
@@ -60,19 +69,50 @@ def rank_of(worker: WorkerProcess) -> psutil.Process:
     return next(child for child in children if "plimsoll_worker.parallel.rank" in child.cmdline())
 
 
-def test_it_answers_reports_both_devices_and_ends_in_order(worker: WorkerProcess, folder: Path) -> None:
-    prompt = [40, 41, 42, 43, 44, 45, 46, 47]
-    body = {"model": "smollm2", "prompt": prompt, "max_tokens": 12, "temperature": 0, "ignore_eos": True}
-    answers = [httpx.post(f"{worker.url}/v1/completions", json=body, timeout=60) for _ in range(2)]
+PROMPT = (40, 41, 42, 43, 44, 45, 46, 47)
+
+
+def answer(worker: WorkerProcess) -> str:
+    body = {"model": "smollm2", "prompt": PROMPT, "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    text: str = httpx.post(f"{worker.url}/v1/completions", json=body, timeout=60).json()["choices"][0]["text"]
+    return text
+
+
+def expected_answer(folder: Path) -> str:
+    """Of the whole model in this process."""
     checkpoint = open_checkpoint(folder, LoadFormat.DUMMY)
     runner = paged(load_model(checkpoint, device=CPU, precision=Precision.FP32), blocks=16)
-    expected = []
-    asked = sequence(tuple(prompt), max_tokens=12)
-    for waiting, logits in steps(runner, [asked], max_batched_tokens=64):
-        expected.append(int(logits.argmax()))
-        waiting.append(expected[-1])
-    text = checkpoint.tokenizer().decode(expected)
-    assert [answer.json()["choices"][0]["text"] for answer in answers] == [text, text]
+    tokens = []
+    for waiting, logits in steps(runner, [sequence(PROMPT, max_tokens=12)], max_batched_tokens=64):
+        tokens.append(int(logits.argmax()))
+        waiting.append(tokens[-1])
+    return checkpoint.tokenizer().decode(tokens)
+
+
+def test_two_stages_of_two_ranks_answer_as_one(folder: Path, tmp_path: Path) -> None:
+    meeting = Rendezvous(
+        stages=tuple(StageAddress(host="127.0.0.1", port=free_port()) for _ in range(2)), seconds=120
+    )
+    with ExitStack() as stack:
+        pods = []
+        for number, (first, last) in enumerate(((0, 1), (1, 3))):
+            own = tmp_path / str(number)
+            own.mkdir()
+            launch = two_ranks(
+                folder,
+                pipeline_parallel=2,
+                stage=number,
+                layers=LayerRange(first=first, last=last),
+                rendezvous=meeting,
+            )
+            pods.append(stack.enter_context(WorkerProcess(launch, own, PLIMSOLL_LOAD_FORMAT="dummy")))
+        for pod in pods:
+            pod.wait_until_ready()
+        assert [answer(pods[0]) for _ in range(2)] == [expected_answer(folder)] * 2
+
+
+def test_it_answers_reports_both_devices_and_ends_in_order(worker: WorkerProcess, folder: Path) -> None:
+    assert [answer(worker) for _ in range(2)] == [expected_answer(folder)] * 2
 
     report = Report.model_validate_json(
         httpx.get(f"http://127.0.0.1:{worker.admin_port}/report", timeout=30).content

@@ -188,7 +188,7 @@ class ModelRunner:
         size = self.graphs.bucket(len(step))
         inputs = self._stage(step, size, samples=len(step))
         if not self.model.position.is_first:
-            self.neighbours.receive(self._arrived[: len(step)])
+            self._receive(len(step))
         if size is None:
             hidden = self._forward(inputs, layers)
         else:
@@ -208,12 +208,18 @@ class ModelRunner:
         samples = self.graphs.bucket(len(rows)) or len(rows)
         inputs = self._stage(step, None, samples=samples if rows else 0)
         if not self.model.position.is_first:
-            self.neighbours.receive(self._arrived[: len(inputs.positions)])
+            self._receive(len(inputs.positions))
         hidden = self._forward(inputs, layers)
         if not self.model.position.is_last:
             self.neighbours.send(hidden)
             return {}
         return self._choose(hidden.index_select(0, inputs.last_tokens), inputs, rows) if rows else {}
+
+    def _receive(self, tokens: int) -> None:
+        """Hidden states of the stage before: they come to the first rank."""
+        arrived = self._arrived[:tokens]
+        self.neighbours.receive(arrived)
+        self.model.ranks.take_word(arrived)
 
     def _stage(self, step: Ordered[Scheduled], size: int | None, *, samples: int) -> StepInputs:
         """Bring a step to the device; `size`: laid out and padded as the graph of this size has it; else with

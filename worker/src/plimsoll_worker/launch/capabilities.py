@@ -65,4 +65,5 @@ CAPABILITIES = Capabilities(
     },
     max_tensor_parallel=8,
     max_pipeline_parallel=16,
+    max_tensor_parallel_of_stages=8,
 )

@@ -14,11 +14,11 @@ from plimsoll_worker.parallel.mirror import Orders
 class Leading:
     """A runner with mirrors."""
 
-    def __init__(self, runner: Runner, tell: Callable[[bytes], None]) -> None:
-        """`tell` passes a message to all mirrors, in order."""
+    def __init__(self, runner: Runner, tell: Callable[[bytes], None], *, tells_tokens: bool = False) -> None:
+        """`tell` passes a message to all mirrors, in order; `tells_tokens` as `Orders` has it."""
         self._runner = runner
         self._tell = tell
-        self._orders = Orders()
+        self._orders = Orders(tells_tokens=tells_tokens)
 
     @property
     def steps_ahead(self) -> int:

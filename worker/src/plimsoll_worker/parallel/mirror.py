@@ -8,9 +8,10 @@ says that a sequence has ended: its slot's next owner does.
 A scheduler in every process, fed with the same requests, was the alternative; it must also be fed with the
 same tokens at the same time, or the steps part without anybody noticing.
 
-    message   counts of what follows (4 × uint32)
+    message   counts of what follows (5 × uint32)
               parts       slot, start, count, completes       int32 each
               growth      slot, block                         int32 each; blocks a slot has got since
+              tokens      slot, token                         int32 each; where another stage samples
               admissions  slot, prompt, tokens, blocks, bytes int32 each; seed int64; then what was counted
               masks       part, bytes                         int32 each; a bit for each token
 """
@@ -28,11 +29,11 @@ from typing import Any
 from plimsoll_worker.engine.scheduler import Scheduled
 from plimsoll_worker.engine.sequence import SamplingParams, Sequence, TokenEvent
 
-_COUNTS = struct.Struct("<4I")
+_COUNTS = struct.Struct("<5I")
 _ADMISSION = struct.Struct("<5iq")
 _MASK = struct.Struct("<2i")
-_PART, _GROWTH = 4, 2
-"""int32 of a part and of a block."""
+_PART, _PAIR = 4, 2
+"""int32 of a part, and of a block or token with its slot."""
 
 assert sys.byteorder == "little", "every machine that torch's CUDA wheels run on is"
 
@@ -44,34 +45,41 @@ class OutOfStep(Exception):
 class Orders:
     """The leader's side. One for all mirrors; each of them gets every message."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tells_tokens: bool = False) -> None:
+        """`tells_tokens`: whether mirrors must hear what is sampled, because their devices do not."""
+        self._tells_tokens = tells_tokens
         self._owners: dict[int, tuple[Sequence, int]] = {}
         """Sequence and admission, by slot."""
-        self._blocks: dict[int, int] = {}
-        """How many of its blocks have been told, by slot."""
+        self._told: dict[int, tuple[int, int]] = {}
+        """How many of its blocks and tokens have been told, by slot."""
 
     def encode(self, step: Ordered[Scheduled]) -> bytes:
         """What mirrors must hear of a step, to be called when it is launched: what is not yet known then is
         on the mirrors' devices too."""
-        parts, growth = array("i"), array("i")
+        parts, growth, learned = array("i"), array("i"), array("i")
         admissions: list[bytes] = []
         masks: list[bytes] = []
         for index, part in enumerate(step):
             sequence = part.sequence
-            slot, table = sequence.slot, sequence.block_table
+            slot, table, tokens = sequence.slot, sequence.block_table, sequence.tokens
             owner = self._owners.get(slot)
             if owner is None or owner[0] is not sequence or owner[1] != sequence.admissions:
                 self._owners[slot] = (sequence, sequence.admissions)
                 admissions.append(_admission(sequence))
-            elif len(table) > (told := self._blocks[slot]):
-                for block in table[told:]:
+            else:
+                blocks, known = self._told[slot]
+                for block in table[blocks:]:
                     growth.extend((slot, block))
-            self._blocks[slot] = len(table)
+                if self._tells_tokens:
+                    for token in tokens[known:]:
+                        learned.extend((slot, token))
+            self._told[slot] = len(table), len(tokens)
             parts.extend((slot, part.start, part.count, part.completes))
             if part.allowed is not None:
                 masks.append(_MASK.pack(index, len(part.allowed)) + part.allowed)
-        counts = _COUNTS.pack(len(step), len(growth) // _GROWTH, len(admissions), len(masks))
-        return b"".join((counts, parts.tobytes(), growth.tobytes(), *admissions, *masks))
+        counts = (len(step), len(growth) // _PAIR, len(learned) // _PAIR, len(admissions), len(masks))
+        arrays = (each.tobytes() for each in (parts, growth, learned))
+        return b"".join((_COUNTS.pack(*counts), *arrays, *admissions, *masks))
 
 
 class Mirror:
@@ -83,20 +91,22 @@ class Mirror:
 
     def apply(self, message: bytes | bytearray | memoryview) -> list[Scheduled]:
         """The step, for `ModelRunner.launch`. Its sequences are this side's own: tokens as they were when the
-        slot was given, nobody to emit to. Raises OutOfStep."""
+        slot was given, and what was told since; nobody to emit to. Raises OutOfStep."""
         try:
             return self._apply(_Reader(memoryview(message)))
         except (KeyError, struct.error, ValueError, TypeError) as error:
             raise OutOfStep(f"a step of {len(message)} bytes makes no sense: {error!r}") from error
 
     def _apply(self, reader: _Reader) -> list[Scheduled]:
-        parts, growth, admissions, masks = reader.unpack(_COUNTS)
+        parts, growth, learned, admissions, masks = reader.unpack(_COUNTS)
         scheduled = reader.integers(parts * _PART)
-        grown = reader.integers(growth * _GROWTH)
+        grown, sampled = reader.integers(growth * _PAIR), reader.integers(learned * _PAIR)
         for _ in range(admissions):
             self._admit(reader)
         for slot, block in zip(grown[::2], grown[1::2], strict=True):
             self._running[slot].block_table.append(block)
+        for slot, token in zip(sampled[::2], sampled[1::2], strict=True):
+            self._running[slot].tokens.append(token)
         allowed = {}
         for _ in range(masks):
             index, size = reader.unpack(_MASK)

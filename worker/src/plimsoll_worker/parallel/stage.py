@@ -56,7 +56,8 @@ class Stage:
             pipeline.order(order)
             tell(order)
 
-        return pipeline.awaiting(Leading(runner, tell_all))
+        # The last stage samples, so ranks of this one hear the tokens with the orders.
+        return pipeline.awaiting(Leading(runner, tell_all, tells_tokens=self._ranks > 1))
 
     def follow(self, runner: ModelRunner, tell: Tell) -> None:
         """On any other stage: compute what the first one orders, until its farewell."""
