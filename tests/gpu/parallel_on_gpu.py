@@ -3,6 +3,10 @@ they are, and what communication takes of the memory. On a machine with two GPUs
 
     python3 tests/gpu/parallel_on_gpu.py --out parallel.json [--parts sums correct engine worker]
 
+With one GPU, what one can tell: `--parts floor shared share`. `floor` sums over a group of one, so without a
+peer; `shared` has two ranks on the one card answer as one; `share` is the step of one of two ranks, its sums
+over a group of one: what two cards would take but for the way between them.
+
 Each part is a process (or two) of its own with a time limit, and prints its figures at once. Nothing here
 uses NVLink multicast.
 """
@@ -18,6 +22,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,22 +30,27 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "worker/src"), str(ROOT / "operator/src"), str(ROOT)]
 
-LIMITS = {"sums": 60, "correct": 80, "engine": 130, "worker": 110}
-"""Seconds."""
-SHAPE, SMALL_SHAPE = "llama-3.1-8b", "qwen3-0.6b"
-RANKS = 2
+from tests.gpu.parallel_answers import ask_correct, ask_shared, run_correct, run_shared  # noqa: E402
+from tests.gpu.parallel_parts import RANKS, Json, answer_of  # noqa: E402
+from tests.gpu.parallel_speed import (  # noqa: E402
+    ask_engine,
+    ask_share,
+    launch_for,
+    run_engine,
+    run_share,
+)
+
+TWO_CARDS = ("sums", "correct", "engine", "worker")
+SMALL_SHAPE = "qwen3-0.6b"
 CALLS = 64
 """Sums in one graph: as many as in a decode step of 32 layers."""
-CASES = ((1, 512), (32, 512), (128, 256))
-"""Batch and context of decoding."""
-Json = dict[str, Any]
 
 
 def main() -> None:
     """All parts, each by itself."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--parts", nargs="*", default=list(LIMITS))
+    parser.add_argument("--parts", nargs="*", default=list(TWO_CARDS))
     parser.add_argument("--run", nargs="*", help="one part, in this process")
     arguments = parser.parse_args()
     from plimsoll_worker import environment
@@ -48,42 +58,15 @@ def main() -> None:
     environment.prepare()
     if arguments.run:
         part, *rest = arguments.run
-        globals()[f"run_{part}"](*rest)
+        PARTS[part][1](*rest)
         return
     found: Json = {}
     for part in arguments.parts:
         began = time.monotonic()
-        found[part] = globals()[f"ask_{part}"]()
+        found[part] = PARTS[part][0]()
         print(part, f"{time.monotonic() - began:.0f} s", json.dumps(found[part]), flush=True)
         if arguments.out:
             arguments.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
-
-
-def answer_of(part: str, *arguments: object, processes: int = 1) -> Json:
-    """What the first of `processes` runs of a part prints last; what it said where it fails."""
-    command = [sys.executable, __file__, "--run", part, *map(str, arguments)]
-    ran = [
-        subprocess.Popen(
-            [*command, *([str(rank)] if processes > 1 else [])],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    try:
-        out, _ = ran[0].communicate(timeout=LIMITS[part])
-        if ran[0].returncode == 0:
-            answer: Json = json.loads(out.strip().splitlines()[-1])
-            return answer
-        return {"failed": ran[0].returncode, "said": out[-2500:]}
-    except subprocess.TimeoutExpired:
-        ran[0].kill()
-        return {"failed": f"not done after {LIMITS[part]} s", "said": ran[0].communicate()[0][-2500:]}
-    finally:
-        for process in ran:
-            process.kill()
-            process.wait()
 
 
 # Sums
@@ -94,7 +77,16 @@ def ask_sums() -> Json:
         return answer_of("sums", Path(folder, "meeting"), processes=RANKS)
 
 
-def run_sums(meeting: str, rank: str) -> None:
+def ask_floor() -> Json:
+    with tempfile.TemporaryDirectory() as folder:
+        return answer_of("floor", Path(folder, "meeting"))
+
+
+def run_floor(meeting: str) -> None:
+    run_sums(meeting, "0", count=1)
+
+
+def run_sums(meeting: str, rank: str, count: int = RANKS) -> None:
     import torch
     from torch import distributed
 
@@ -102,7 +94,7 @@ def run_sums(meeting: str, rank: str) -> None:
 
     device = torch.device("cuda", int(rank))
     torch.cuda.set_device(device)
-    ranks = gather(int(rank), RANKS, device, Path(meeting))
+    ranks = gather(int(rank), count, device, Path(meeting))
     shared = ranks._shared
 
     def timed(x: torch.Tensor, work: Any) -> float:
@@ -141,223 +133,6 @@ def run_sums(meeting: str, rank: str) -> None:
     print(
         json.dumps({"symmetric": shared is not None, "microseconds": table, "joinLogits": join}), flush=True
     )
-    os._exit(0)
-
-
-# The same answers
-
-
-def ask_correct() -> Json:
-    with tempfile.TemporaryDirectory() as folder:
-        return answer_of("correct", folder, processes=RANKS)
-
-
-def run_correct(folder: str, rank: str) -> None:
-    """Random models in FP32: tokens with graphs equal, logits close; in BF16: how close."""
-    import torch
-
-    from plimsoll_worker.launch import Precision
-    from plimsoll_worker.parallel.ranks import gather
-
-    mine = int(rank)
-    device = torch.device("cuda", mine)
-    torch.cuda.set_device(device)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    ranks = gather(mine, RANKS, device, Path(folder, "meeting"))
-    found: Json = {}
-    small = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 3, "vocab_size": 1001}
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64}
-    for name, changes in {
-        "llama": {"model_type": "llama"},
-        "oneKeyHead": {"model_type": "llama", "num_key_value_heads": 1},
-        "qwen3": {"model_type": "qwen3"},
-        "biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
-    }.items():
-        config = {**small, **heads, "max_position_embeddings": 1024, "rms_norm_eps": 1e-6, **changes}
-        found[name] = compared(config, Precision.FP32, folder, mine, ranks, device)
-    from plimsoll_worker.bench.shapes import SHAPES
-
-    large = {**SHAPES[SHAPE], "num_hidden_layers": 4}
-    found["bf16, 4 layers of 8B"] = compared(large, Precision.BF16, folder, mine, ranks, device)
-    if mine == 0:
-        print(json.dumps(found), flush=True)
-    os._exit(0)
-
-
-def compared(config: Json, precision: Any, folder: str, rank: int, ranks: Any, device: Any) -> Json:
-    from plimsoll_worker.loading.random_weights import RandomCheckpoint
-    from plimsoll_worker.loading.weights import load_model
-    from plimsoll_worker.parallel.position import Position
-
-    home = Path(folder, f"model-{rank}")
-    home.mkdir(exist_ok=True)
-    (home / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    checkpoint = RandomCheckpoint(home)
-    layers = checkpoint.config.layer_count
-    place = Position(first=0, last=layers, rank=rank, ranks=RANKS)
-    model = load_model(checkpoint, device=device, precision=precision, context=1024, position=place)
-    model.ranks = ranks
-    tokens, logits = answers_of(model)
-    if rank:
-        return {}
-    alone = load_model(checkpoint, device=device, precision=precision, context=1024)
-    expected, wanted = answers_of(alone)
-    equal = sum(a == b for a, b in zip(tokens, expected, strict=True))
-    error = ((logits - wanted).norm() / wanted.norm()).item()
-    return {"tokens": len(expected), "equal": equal, "relativeError": error}
-
-
-def answers_of(model: Any) -> tuple[list[int], Any]:
-    """Greedy tokens with graphs, and logits of one prompt."""
-    from plimsoll_worker.engine.block_pool import BlockPool
-    from plimsoll_worker.engine.engine import Engine
-    from plimsoll_worker.engine.model_runner import ModelRunner
-    from plimsoll_worker.engine.rehearsal import chunk
-    from plimsoll_worker.engine.scheduler import Scheduler
-    from plimsoll_worker.engine.sequence import SamplingParams, Sequence
-    from plimsoll_worker.layers.kv_cache import KVCache
-
-    cache = KVCache(model.share, blocks=64, block_size=16, dtype=model.dtype, device=model.device)
-    runner = ModelRunner(model, cache, max_sequences=8, max_batched_tokens=128, max_context_tokens=512)
-    logits = runner.logits(chunk(60, 16)).float().cpu()
-    runner.capture()
-    runner._tables.forget(0)
-    scheduler = Scheduler(BlockPool(64, 16), max_sequences=8, max_batched_tokens=128)
-    engine = Engine(runner, scheduler)
-    asked = []
-    for index, length in enumerate((3, 17, 40, 5, 90)):
-        warm = {"temperature": 0.7, "seed": index, "top_p": 0.9} if index == 4 else {"temperature": 0.0}
-        params = SamplingParams(max_tokens=24, **warm)
-        asked.append(Sequence(str(index), tuple(range(index, index + length)), params, lambda _: None))
-        engine.submit(asked[-1])
-    engine.settle()
-    return [token for each in asked for token in each.generated], logits
-
-
-# Speed and memory
-
-
-def ask_engine() -> Json:
-    alone, together = answer_of("engine", 1), answer_of("engine", RANKS)
-    found = {"1": alone, str(RANKS): together}
-    if "decode" in alone and "decode" in together:
-        found["times"] = {
-            case: round(together["decode"][case]["tokensPerSecond"] / one["tokensPerSecond"], 3)
-            for case, one in alone["decode"].items()
-        }
-    return found
-
-
-def launch_for(folder: Path, shape: str, count: int, *, context: int, sequences: int, batched: int) -> Any:
-    """As the operator would write it."""
-    import pynvml
-
-    from plimsoll.model.read import read_facts
-    from plimsoll.sizing.configuration import Configuration, Workload
-    from plimsoll.sizing.footprint import footprint
-    from plimsoll.sizing.runtime import line
-    from plimsoll.sources import open_source
-    from plimsoll_worker.bench.shapes import SHAPES
-    from plimsoll_worker.launch import Device, Launch, LayerRange, Precision, WeightsScheme
-
-    (folder / "config.json").write_text(json.dumps(SHAPES[shape]), encoding="utf-8")
-    facts = read_facts(open_source(str(folder)))
-    pynvml.nvmlInit()
-    total = int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).total)
-    configuration = Configuration(
-        device=Device.GPU, weights=Precision.BF16, kv_cache=Precision.BF16, tensor_parallel=count
-    )
-    workload = Workload(
-        max_context_tokens=context,
-        max_sequences=sequences,
-        max_batched_tokens=batched,
-        kv_tokens=max(context, sequences * 512),
-    )
-    stage = footprint(facts, configuration, workload).worst
-    return Launch(
-        plan_id="check",
-        revision="check",
-        model_path=str(folder),
-        served_name="check",
-        device=Device.GPU,
-        weights=WeightsScheme.plain(Precision.BF16),
-        kv_cache=Precision.BF16,
-        tensor_parallel=count,
-        layers=LayerRange(first=0, last=facts.layer_count),
-        max_context_tokens=context,
-        max_concurrent_sequences=sequences,
-        max_batched_tokens=batched,
-        kv_block_size=64,
-        kv_cache_bytes=stage.bytes.kv_cache,
-        line=line(total, 3),
-        predicted=stage.bytes,
-    )
-
-
-def run_engine(count: str) -> None:
-    from plimsoll_worker.bench import offline
-    from plimsoll_worker.engine.capacity import warm_up
-    from plimsoll_worker.kernels.precompile import Precompilation
-    from plimsoll_worker.launch import LAUNCH_ENV, Device, Precision
-    from plimsoll_worker.loading.random_weights import RandomCheckpoint
-    from plimsoll_worker.loading.weights import load_model
-    from plimsoll_worker.memory import open_device
-    from plimsoll_worker.parallel.mirror import Orders
-    from plimsoll_worker.parallel.position import Position
-    from plimsoll_worker.parallel.rank_processes import COMPILED, RankProcesses
-
-    began = time.monotonic()
-    offline.REPEATS = 3
-    kernels = Precompilation(Device.GPU)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        launch = launch_for(folder, SHAPE, int(count), context=1024, sequences=128, batched=2048)
-        os.environ[LAUNCH_ENV] = launch.to_json()
-        os.environ["PLIMSOLL_LOAD_FORMAT"] = "dummy"
-        with RankProcesses(launch, died=lambda how: print(how, flush=True)) as processes:
-            memory = open_device(Device.GPU)
-            checkpoint = RandomCheckpoint(folder)
-            kernels.want(launch, checkpoint.config)
-            ranks = processes.gather(memory)
-            model = load_model(
-                checkpoint,
-                device=memory.torch_device,
-                precision=Precision.BF16,
-                context=launch.max_context_tokens,
-                position=Position.of(launch),
-            )
-            model.ranks = ranks
-            kernels.wait()
-            processes.tell(COMPILED)
-            runner, ledger = warm_up(launch, model, memory, ranks.least)
-            ready = time.monotonic() - began
-            if int(count) > 1:
-                orders, launch_here = Orders(), runner.launch
-
-                def launch_everywhere(step: Any) -> Any:
-                    processes.tell(orders.encode(step))
-                    return launch_here(step)
-
-                runner.launch = launch_everywhere  # type: ignore[method-assign]
-            measured = offline.Offline(runner)
-            decode = {}
-            for batch, context in CASES:
-                decode[f"{batch}"] = offline.decode(measured, batch=batch, context=context, tokens=96)
-                print(json.dumps(decode), flush=True)
-            prompt = offline.prefill(measured, tokens=1000)
-            devices = [
-                report.bytes.model_dump(by_alias=True) for report in (ledger.report(), *processes.reports())
-            ]
-            found = {
-                "readySeconds": round(ready, 1),
-                "decode": decode,
-                "prefill": prompt,
-                "predicted": launch.predicted.model_dump(by_alias=True),
-                "measured": devices,
-            }
-            ending = time.monotonic()
-        found["endSeconds"] = round(time.monotonic() - ending, 1)
-    print(json.dumps(found), flush=True)
     os._exit(0)
 
 
@@ -438,6 +213,18 @@ def rank_of(pid: int) -> int:
 
     children = psutil.Process(pid).children()
     return next(child.pid for child in children if "plimsoll_worker.parallel.rank" in child.cmdline())
+
+
+PARTS: dict[str, tuple[Callable[[], Json], Callable[..., None]]] = {
+    "sums": (ask_sums, run_sums),
+    "correct": (ask_correct, run_correct),
+    "engine": (ask_engine, run_engine),
+    "worker": (ask_worker, run_worker),
+    "floor": (ask_floor, run_floor),
+    "shared": (ask_shared, run_shared),
+    "share": (ask_share, run_share),
+}
+"""What asks for a part, and what runs it in a process of its own."""
 
 
 if __name__ == "__main__":

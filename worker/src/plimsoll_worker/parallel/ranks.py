@@ -22,8 +22,9 @@ from plimsoll_worker.parallel.position import Position
 from plimsoll_worker.progress import say
 
 ONE_SHOT_BYTES = {2: 1 << 20, 4: 512 << 10, 8: 256 << 10}
-"""Up to so many bytes a sum over so many ranks goes over symmetric memory. Two ranks: measured,
-tests/gpu/parallel_on_gpu.py; four and eight: vLLM's limits (csrc/custom_all_reduce.cuh)."""
+"""Up to so many bytes a sum over so many ranks goes over symmetric memory. Four and eight: vLLM's limits
+(csrc/custom_all_reduce.cuh). Two: one reading moves no more bytes than NCCL's ring does; from where on NCCL
+is faster, tests/gpu/parallel_on_gpu.py tells on two cards."""
 ALIGNMENT_BYTES = 16
 """Symmetric memory is read in pieces of this size."""
 GATHER_SECONDS = 120
