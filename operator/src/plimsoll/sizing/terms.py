@@ -191,7 +191,7 @@ class RankTerms:
 
     def _overheads(self, loaded: int, peaks: int) -> Iterator[Term]:
         constants = self._constants
-        tensor = self.configuration.tensor_parallel
+        tensor, pipeline = self.configuration.tensor_parallel, self.configuration.pipeline_parallel
         slack = (
             loaded * constants.weight_slack_permille // 1000
             + peaks * constants.activation_slack_percent // 100
@@ -209,8 +209,8 @@ class RankTerms:
             ),
             (
                 MemoryCategory.COMMUNICATION,
-                f"collectives of tensor parallel {tensor}",
-                constants.communication(tensor),
+                f"collectives of TP {tensor}, PP {pipeline}",
+                constants.communication(tensor, pipeline),
             ),
             (
                 MemoryCategory.RUNTIME,
