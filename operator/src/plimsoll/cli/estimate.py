@@ -218,7 +218,8 @@ def checkpoint_notes(facts: ModelFacts, sized: Footprint) -> list[str]:
     notes = []
     if sized.configuration.stored and facts.packed is not None:
         notes.append(
-            f"{facts.quantization}: the engine keeps these matrices as {facts.packed.precision}, number by number"
+            f"{facts.quantization}: the engine keeps these matrices as {facts.packed.precision}, "
+            "number by number"
         )
     elif sized.configuration.stored:
         notes.append(
