@@ -396,7 +396,7 @@ REJECTIONS: dict[str, tuple[list[NodeView], list[PodView], dict[str, Any], Capab
         "EngineUnsupported",
         [
             f"BF16 TP4 would fit on 4 {H100} of one node",
-            "engine 0.2.0 runs tensor parallel 1",
+            "engine 0.3.0 runs tensor parallel 1",
             "TP1 needs 15",
         ],
     ),
@@ -414,7 +414,7 @@ REJECTIONS: dict[str, tuple[list[NodeView], list[PodView], dict[str, Any], Capab
         {"placement": CPU, "quantization": {"weights": "BF16"}},
         ONE_CARD,
         "EngineUnsupported",
-        ["engine 0.2.0 runs FP32 or INT8 or FP8 or INT4 on CPU"],
+        ["engine 0.3.0 runs FP32 or INT8 or FP8 or INT4 on CPU"],
     ),
     "an architecture that the engine does not know": (
         [gpu_node("h")],
@@ -430,7 +430,7 @@ REJECTIONS: dict[str, tuple[list[NodeView], list[PodView], dict[str, Any], Capab
         {"facts": llama(8).model_copy(update={"quantization": "bitsandbytes"})},
         ONE_CARD,
         "EngineUnsupported",
-        ["engine 0.2.0 loads no bitsandbytes checkpoint", "name the unquantized one in spec.model"],
+        ["engine 0.3.0 loads no bitsandbytes checkpoint", "name the unquantized one in spec.model"],
     ),
     "a context longer than the model's": (
         [gpu_node("h")],

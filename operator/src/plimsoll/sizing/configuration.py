@@ -41,7 +41,7 @@ class Configuration:
     else."""
     kv_block_tokens: int = BLOCK_TOKENS
     bounded_windows: bool = False
-    """Whether the engine drops keys and values that have left a sliding window. Engine 0.2.0 masks and keeps
+    """Whether the engine drops keys and values that have left a sliding window. Engine 0.3.0 masks and keeps
     them."""
 
     @property
