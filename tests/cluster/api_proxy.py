@@ -119,6 +119,10 @@ class ApiProxy:
     async def _stop(self) -> None:
         await self._runner.cleanup()
         await self._client.close()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def _forward(self, incoming: web.Request) -> web.StreamResponse:
         body = await incoming.read()

@@ -125,7 +125,7 @@ def test_a_copy_that_does_not_lead_sends_no_write(
         lambda: guarded.create(maps, namespace, body),
         lambda: guarded.replace(maps, namespace, "written", body),
         lambda: guarded.replace_status(maps, namespace, "written", body),
-        lambda: guarded.apply(maps, namespace, "written", body),
+        lambda: guarded.apply(maps, namespace, "written", body, force=True),
         lambda: guarded.delete(maps, namespace, "written"),
     ):
         with pytest.raises(NotLeading):
