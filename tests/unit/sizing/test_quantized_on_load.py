@@ -147,3 +147,25 @@ def test_an_fp8_cache_halves_keys_and_values_and_leaves_states() -> None:
     assert kv.bounded_bytes_per_sequence(hybrid, Precision.FP8) == kv.bounded_bytes_per_sequence(
         hybrid, Precision.BF16
     )
+
+
+@pytest.mark.parametrize(
+    ("scheme", "tokens", "expected"),
+    [
+        (INT8, 8192, 922_326_964 - 855_218_100),
+        (INT4, 8192, 922_326_964 - 855_218_100),
+        (INT8, 1023, 0),
+        (INT4, 1023, 64 << 20),
+        (FP8, 8192, 32 << 20),
+    ],
+)
+def test_a_step_holds_what_rounding_adds_to_it(
+    scheme: QuantizationScheme, tokens: int, expected: int
+) -> None:
+    """The larger figures are the ledger's of an H100, with these weights and with BF16's."""
+    facts, asked = facts_of(LLAMA_8B), replace(workload(), max_batched_tokens=tokens, max_sequences=8)
+    rounded, plain = (
+        footprint(facts, configuration, asked).worst.bytes.activations
+        for configuration in (loading(scheme), on_gpu())
+    )
+    assert rounded - plain == expected

@@ -12,7 +12,7 @@ from functools import cached_property
 from plimsoll.model.facts import LayerClass, ModelFacts, Role
 from plimsoll.sizing import kv_cache as kv
 from plimsoll.sizing import weights as held
-from plimsoll.sizing.activations import layer_peak, logits_peak
+from plimsoll.sizing.activations import layer_peak, logits_peak, rounding_peak
 from plimsoll.sizing.configuration import Configuration, Term, Workload
 from plimsoll.sizing.parallel import kv_heads_per_rank
 from plimsoll.sizing.quantized import layer_parts
@@ -177,7 +177,21 @@ class RankTerms:
             tensor=self.configuration.tensor_parallel,
             device=self.configuration.device,
         )
+        matrices = self._matrices
+        if matrices is not None and self.configuration.device is Device.GPU:
+            more, told = rounding_peak(
+                self.facts, tokens=self._workload.max_batched_tokens, matrices=matrices
+            )
+            size, formula = size + more, f"{formula} + {told}" if more else formula
         return Term(MemoryCategory.ACTIVATIONS, f"layer: {formula}", size)
+
+    @property
+    def _matrices(self) -> Precision | None:
+        """What matrices have, where it is fewer bits than the computation."""
+        if self.configuration.scheme is not None:
+            return Precision(self.configuration.scheme.name)
+        packed = self.facts.packed if self.configuration.stored else None
+        return None if packed is None else Precision(packed.precision)
 
     @cached_property
     def _logits(self) -> Term:
