@@ -4,6 +4,8 @@
 of Llama 3.1 8B (`--device cpu --shape ...` tries it out without a card) and loads them through their API.
 Two loads, because they are bound by different things: long prompts by arithmetic, which two cards divide;
 long answers by reading weights, which each of two steps in flight does for its half of the sequences.
+
+With one GPU, `--cards 1` has both stages on it: whether they answer as one does, and nothing about speed.
 """
 
 from __future__ import annotations
@@ -96,13 +98,13 @@ def launches(folder: Path, shape: str, cut: list[int], *, device: Device, kv_tok
 class Worker:
     """`python -m plimsoll_worker` on one card."""
 
-    def __init__(self, launch: Launch, folder: Path) -> None:
+    def __init__(self, launch: Launch, folder: Path, card: int) -> None:
         self.port = free_port()
         self._log = folder / f"{launch.pipeline_parallel}-{launch.stage}.log"
         self._environ = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(sys.path),
-            "CUDA_VISIBLE_DEVICES": str(launch.stage),
+            "CUDA_VISIBLE_DEVICES": str(card),
             "PLIMSOLL_LAUNCH": launch.to_json(),
             "PLIMSOLL_LOAD_FORMAT": "dummy",
             "PLIMSOLL_SERVING_PORT": str(self.port),
@@ -162,11 +164,13 @@ class Worker:
         return found
 
 
-def measure(folder: Path, shape: str, cut: list[int], device: Device, kv_tokens: int) -> dict[str, Any]:
+def measure(
+    folder: Path, shape: str, cut: list[int], device: Device, kv_tokens: int, cards: int
+) -> dict[str, Any]:
     found: dict[str, Any] = {"stageLayers": cut}
     with ExitStack() as stack:
         planned = launches(folder, shape, cut, device=device, kv_tokens=kv_tokens)
-        workers = [stack.enter_context(Worker(launch, folder)) for launch in planned]
+        workers = [stack.enter_context(Worker(each, folder, each.stage % cards)) for each in planned]
         for worker in workers:
             worker.wait_until_ready()
         first = workers[0]
@@ -181,6 +185,7 @@ def main() -> int:
     parser.add_argument("--shape", choices=list(SHAPES), default="llama-3.1-8b")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--kv-tokens", type=int, default=200_000)
+    parser.add_argument("--cards", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     device = Device.GPU if arguments.device == "cuda" else Device.CPU
@@ -189,7 +194,7 @@ def main() -> int:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(SHAPES[arguments.shape]))
         results = {
-            str(len(cut)): measure(folder, arguments.shape, cut, device, arguments.kv_tokens)
+            str(len(cut)): measure(folder, arguments.shape, cut, device, arguments.kv_tokens, arguments.cards)
             for cut in ([layers], [layers - layers // 2, layers // 2])
         }
     same = results["1"].pop("answers") == results["2"].pop("answers")

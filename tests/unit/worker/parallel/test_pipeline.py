@@ -89,7 +89,7 @@ class Replica:
             lines = list(threads.map(meet, launches))
         self.ends = [Pipeline(found, self.lost.append, self.leaving.set) for found in lines]
         for end, runner in zip(self.ends, runners, strict=bool(self.ends)):
-            runner.neighbours = end
+            end.join(runner)
         self._threads = [
             threading.Thread(target=end.follow, args=(runner,))
             for end, runner in zip(self.ends[1:], runners[1:], strict=False)

@@ -22,11 +22,12 @@ from queue import SimpleQueue
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from plimsoll_worker.engine.in_flight import InFlight
+from plimsoll_worker.engine.model_runner import ModelRunner
 from plimsoll_worker.engine.scheduler import Scheduled
 from plimsoll_worker.engine.sequence import Sequence, TokenLogprobs
+from plimsoll_worker.parallel.crossing import Crossing
 from plimsoll_worker.parallel.mirror import Mirror
 from plimsoll_worker.parallel.rendezvous import Lines
 
@@ -60,6 +61,7 @@ class Pipeline:
         self._answers: SimpleQueue[bytearray] = SimpleQueue()
         self._warm: SimpleQueue[int] = SimpleQueue()
         self._hidden: SimpleQueue[bytearray] = SimpleQueue()
+        self._crossing: Crossing | None = None
         for line in lines.orders.values():
             line.listen(self._hear, self._gone)
         if lines.before:
@@ -67,19 +69,18 @@ class Pipeline:
         if lines.after:
             lines.after.listen(self._hidden.put, self._gone)  # nothing comes but its end
 
-    # Neighbours, as `ModelRunner` has them
-
-    def receive(self, hidden: Tensor) -> None:
-        """Fill hidden (tokens, hidden) with what the stage before has computed."""
-        came = torch.frombuffer(self._hidden.get(), dtype=hidden.dtype)
-        hidden.copy_(came.view(hidden.shape))
-
-    def send(self, hidden: Tensor) -> None:
-        """Pass hidden (tokens, hidden) on."""
-        assert self._lines.after is not None, "the last stage passes nothing on"
-        # A copy: the next step computes in the same memory while this one is being sent.
-        copied = hidden.detach().to("cpu", copy=True).contiguous()
-        self._lines.after.put(copied.view(torch.uint8).numpy().data.cast("B"))
+    def join(self, runner: ModelRunner) -> None:
+        """Let the runner of this stage exchange hidden states with its neighbours from now on."""
+        before, after, model = self._lines.before, self._lines.after, runner.model
+        tokens = max(runner.max_batched_tokens, runner.max_sequences)
+        self._crossing = runner.neighbours = Crossing(
+            self._hidden if before else None,
+            after.put if after else None,
+            self._lost,
+            shape=(tokens, model.config.hidden_size),
+            dtype=model.dtype,
+            device=model.device,
+        )
 
     # Both sides
 
@@ -100,6 +101,8 @@ class Pipeline:
     def close(self) -> None:
         """The end of all stages, in good order. On the first stage: no step may be in flight."""
         self._ended.set()
+        if self._crossing:
+            self._crossing.close()
         if 0 not in self._lines.orders:
             for line in self._lines.orders.values():
                 line.put(FAREWELL)

@@ -50,7 +50,7 @@ class Stage:
         pipeline = self._pipeline
         if pipeline is None:
             return Leading(runner, tell) if self._ranks > 1 else runner
-        runner.neighbours = pipeline
+        pipeline.join(runner)
 
         def tell_all(order: bytes) -> None:
             pipeline.order(order)
@@ -63,7 +63,7 @@ class Stage:
         """On any other stage: compute what the first one orders, until its farewell."""
         pipeline = self._pipeline
         assert pipeline is not None, "a stage that is alone is the first"
-        runner.neighbours = pipeline
+        pipeline.join(runner)
 
         def pass_on(number: int, frame: FrameType | None) -> None:
             del number, frame
