@@ -7,7 +7,15 @@ import torch
 from plimsoll_worker.kernels.matrix import FP8_BLOCK, QuantizedMatrix, pack_int4
 from plimsoll_worker.launch.precision import Precision
 
-KINDS = ("INT8", "INT4 group 32", "INT4 group 128", "FP8", "FP8 blocks")
+KINDS = (
+    "INT8",
+    "INT8 group 16",
+    "INT8 group 32",
+    "INT4 group 32",
+    "INT4 group 128",
+    "FP8",
+    "FP8 blocks",
+)
 
 
 def random_matrix(
@@ -15,7 +23,7 @@ def random_matrix(
 ) -> QuantizedMatrix:
     """Weights of about 1, each scale its own."""
     precision, *words = kind.split()
-    group = None
+    group = int(words[-1]) if words[:1] == ["group"] else None
     minimums = None
 
     def near(size: float, *shape: int) -> torch.Tensor:
@@ -23,9 +31,10 @@ def random_matrix(
 
     if precision == "INT8":
         numbers = torch.randint(-128, 128, (outputs, inputs), device=device).to(torch.int8)
-        scales = near(1 / 64, outputs).to(dtype)
+        # Scales of groups may be of any type: those of GGUF's Q8_0 are FP16 whatever is computed in.
+        scales = near(1 / 64, outputs, inputs // group).half() if group else near(1 / 64, outputs).to(dtype)
     elif precision == "INT4":
-        group = int(words[-1])
+        assert group is not None
         groups = -(-inputs // group)
         numbers = pack_int4(torch.randint(0, 16, (outputs, inputs), device=device))
         scales, minimums = near(0.2, outputs, groups).to(dtype), -near(1.5, outputs, groups).to(dtype)

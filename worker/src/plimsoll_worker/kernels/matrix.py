@@ -37,12 +37,14 @@ class QuantizedMatrix:
     """INT8: (outputs, inputs) int8. FP8: (outputs, inputs) float8_e4m3fn. INT4: (outputs, inputs / 2)
     uint8."""
     scales: Tensor
-    """INT8: (outputs) in `dtype`. FP8: (outputs) FP32, or (outputs / 128, inputs / 128) FP32, rounded up, of
-    a block-scaled checkpoint. INT4: (outputs, groups) in `dtype`."""
+    """INT8: (outputs) in `dtype`, or (outputs, groups) of any floating type, as a GGUF file has it. FP8:
+    (outputs) FP32, or (outputs / 128, inputs / 128) FP32, rounded up, of a block-scaled checkpoint. INT4:
+    (outputs, groups) in `dtype`."""
     minimums: Tensor | None
     """INT4: (outputs, groups) in `dtype`; a weight is number * scale + minimum."""
     group: int | None
-    """INT4: columns that share a scale and a minimum."""
+    """INT4: columns that share a scale and a minimum. INT8: columns that share a scale, a multiple of 16;
+    None: all of a row."""
     dtype: torch.dtype
     """Of the computation: torch.bfloat16, torch.float16 or, on CPUs, torch.float32."""
 
@@ -71,7 +73,15 @@ class QuantizedMatrix:
         return self.precision is Precision.FP8 and self.scales.dim() == 2
 
 
-Matrix = Tensor | QuantizedMatrix
+@dataclass(frozen=True, slots=True)
+class StackedMatrix:
+    """Matrices of the same inputs, the rows of one below the other's: queries and keys in fewer bits than
+    values, say, as many GGUF files have them. Each is multiplied by itself."""
+
+    parts: tuple[Tensor | QuantizedMatrix, ...]
+
+
+Matrix = Tensor | QuantizedMatrix | StackedMatrix
 
 
 def pack_int4(numbers: Tensor) -> Tensor:
@@ -104,18 +114,22 @@ def dequantized_rows(matrix: QuantizedMatrix, wide: torch.dtype) -> Iterator[tup
     """(rows, their weights (rows, inputs) in `wide`), so that no whole wide copy exists."""
     for first in range(0, matrix.outputs, ROWS_AT_ONCE):
         rows = slice(first, min(first + ROWS_AT_ONCE, matrix.outputs))
-        if matrix.precision is Precision.INT4:
-            assert matrix.group is not None, "INT4 has groups"
-            assert matrix.minimums is not None, "INT4 has minimums"
-            numbers = unpack_int4(matrix.numbers[rows]).to(wide)
-            scales, minimums = (
-                each[rows].to(wide).repeat_interleave(matrix.group, 1)[:, : matrix.inputs]
-                for each in (matrix.scales, matrix.minimums)
-            )
-            yield rows, numbers * scales + minimums
+        if matrix.group is not None:
+            packed = matrix.numbers[rows]
+            numbers = unpack_int4(packed) if matrix.precision is Precision.INT4 else packed
+            weights = numbers.to(wide) * _spread(matrix.scales[rows], matrix, wide)
+            if matrix.minimums is not None:
+                weights += _spread(matrix.minimums[rows], matrix, wide)
+            yield rows, weights
         elif matrix.block_scaled:
             lines = torch.arange(rows.start, rows.stop, device=matrix.scales.device) // FP8_BLOCK
             scales = matrix.scales[lines].repeat_interleave(FP8_BLOCK, 1)[:, : matrix.inputs]
             yield rows, matrix.numbers[rows].to(wide) * scales.to(wide)
         else:
             yield rows, matrix.numbers[rows].to(wide) * matrix.scales[rows, None].to(wide)
+
+
+def _spread(factors: Tensor, matrix: QuantizedMatrix, wide: torch.dtype) -> Tensor:
+    """(rows, groups) → (rows, inputs) in `wide`."""
+    assert matrix.group is not None
+    return factors.to(wide).repeat_interleave(matrix.group, 1)[:, : matrix.inputs]

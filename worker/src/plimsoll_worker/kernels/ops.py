@@ -18,14 +18,14 @@ Triton is imported inside the calls: the CPU wheels of PyTorch come without it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from plimsoll_worker.kernels import reference
 from plimsoll_worker.kernels.batch import AttentionBatch
-from plimsoll_worker.kernels.matrix import Matrix, QuantizedMatrix
+from plimsoll_worker.kernels.matrix import Matrix, QuantizedMatrix, StackedMatrix
 from plimsoll_worker.kernels.reference import Activation
 
 FEW_ROWS = 16
@@ -45,7 +45,7 @@ def few_rows(x: Tensor) -> bool:
 
 def _fused(x: Tensor, weight: Matrix) -> Callable[..., Tensor] | None:
     """What does norm, product and all that follows in one call, if there is something."""
-    if not on_gpu(x):
+    if not on_gpu(x) or isinstance(weight, StackedMatrix):
         return None
     if isinstance(weight, QuantizedMatrix):
         from plimsoll_worker.kernels.quantized import quantized_linear
@@ -91,9 +91,22 @@ def gated_activation(gate_up: Tensor, kind: Activation) -> Tensor:
 
 def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
     """x (rows, inputs) @ weight (outputs, inputs)ᵀ + bias → (rows, outputs)."""
+    if isinstance(weight, StackedMatrix):
+        return torch.cat([linear(x, part, biases) for part, biases in _stacked(weight, bias)], dim=-1)
     if fused := _fused(x, weight):
         return fused(x, weight, bias)
     return reference.linear(x, weight, bias)
+
+
+def _stacked(
+    weight: StackedMatrix, bias: Tensor | None
+) -> Iterator[tuple[Tensor | QuantizedMatrix, Tensor | None]]:
+    """Each part and its biases."""
+    first = 0
+    for part in weight.parts:
+        last = first + part.shape[0]
+        yield part, None if bias is None else bias[first:last]
+        first = last
 
 
 def norm_linear(
