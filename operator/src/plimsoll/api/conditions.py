@@ -81,6 +81,7 @@ class Failure:
     reason: str
     """Of the worker's own exit reason, else of the container's state."""
     message: str
+    """What happened, and what follows."""
     pod: str
 
 
@@ -165,7 +166,7 @@ def _steps(seen: Observation) -> tuple[Finding, ...]:
         seen.model,
         _planned(seen),
         _wanted(seen),
-        _scheduled(seen),
+        _bound(seen),
         _workers(seen),
     )
 
@@ -218,7 +219,7 @@ def _scheduled(seen: Observation) -> Finding:
     if off := _off(seen):
         return pending(off.reason, off.message)
     if seen.refused:
-        return fails("PodRefused", seen.refused)
+        return fails("PodRefused", f"{seen.refused}; tried again with growing pauses")
     if seen.unschedulable:
         return fails("Unschedulable", seen.unschedulable)
     due = seen.desired if seen.due is None else seen.due
@@ -228,6 +229,12 @@ def _scheduled(seen: Observation) -> Finding:
     if _planned(seen).holds is not True:
         return pending("WaitingForPlan", told)
     return pending("Scheduling", told)
+
+
+def _bound(seen: Observation) -> Finding:
+    """A replica that waits for its next attempt has no pod on a node: what it failed of is the obstacle."""
+    found = _scheduled(seen)
+    return _failing(seen) if found.reason == "Scheduling" and seen.failures else found
 
 
 def _workers(seen: Observation) -> Finding:
@@ -260,7 +267,8 @@ def _failing(seen: Observation) -> Finding:
 def _told(failures: tuple[Failure, ...]) -> Finding:
     worst, *others = failures
     more = f" (and {len(others)} more)" if others else ""
-    return fails(worst.reason, f"pod {worst.pod}: {worst.message}{more}")
+    whose = f"pod {worst.pod}: " if worst.pod else ""
+    return fails(worst.reason, f"{whose}{worst.message}{more}")
 
 
 def _verified(seen: Observation) -> Finding:
@@ -309,7 +317,7 @@ def _progressing(seen: Observation) -> Finding:
     failing = bool(seen.failures) and obstacle == _failing(seen)
     what = f"{seen.rollout.message}; {obstacle.message}" if seen.rollout else obstacle.message
     if seen.late and (failing or _on_the_way(obstacle)):
-        return fails("ProgressDeadlineExceeded", f"{seen.late}: {what}")
+        return fails("ProgressDeadlineExceeded", f"{seen.late}; trying goes on: {what}")
     if failing:
         return holds("Restarting", what)
     if _on_the_way(obstacle):
@@ -332,7 +340,7 @@ def _degraded(seen: Observation) -> Finding:
     if off is None and seen.taken:
         return holds("NameTaken", seen.taken)
     if off is None and seen.late and obstacle and _on_the_way(obstacle):
-        return holds("ProgressDeadlineExceeded", f"{seen.late}: {obstacle.message}")
+        return holds("ProgressDeadlineExceeded", f"{seen.late}; trying goes on: {obstacle.message}")
     if obstacle and obstacle.holds is None and not seen.existing:
         return obstacle
     return fails("AsExpected", "")

@@ -10,6 +10,7 @@ from plimsoll.api.conditions import Failure
 from plimsoll.api.v1alpha1 import Exclusion, ReplicaStatus
 from plimsoll.cluster.failures import causes_first, failing, starting
 from plimsoll.cluster.observed import CreatePod, DeletePod, Observed, OpenGate, Place
+from plimsoll.cluster.outlook import foretold, placeless
 from plimsoll.cluster.own_pods import OwnPod
 from plimsoll.cluster.silence import unreachable
 from plimsoll.cluster.targets import Target, plans_in_force
@@ -63,7 +64,7 @@ def counted(found: Replicas, observed: Observed, target: Target) -> Replicas:
         attempts[place] = max(pod.attempt, attempts.get(place, 0))
     away = {pod.uid: told for pod in living if (told := unreachable(pod, observed))}
     failures = [
-        told
+        foretold(told, pod, observed, found.statuses)
         for pod in causes_first(observed.worker_pods)
         if not pod.terminating and pod.uid not in away and (told := failing(pod))
     ]
@@ -74,9 +75,7 @@ def counted(found: Replicas, observed: Observed, target: Target) -> Replicas:
         updated=sum(revision == updated for revision, _ in by_replica),
         updated_scheduled=sum(revision == updated for revision, _ in bound),
         updated_ready=sum(revision == updated for revision, _ in ready),
-        unschedulable=next(
-            (f"pod {pod.name}: {pod.unschedulable}" for pod in living if pod.unschedulable), ""
-        ),
+        unschedulable=next((placeless(pod, observed) for pod in living if pod.unschedulable), ""),
         starting=next((until for pod in living if (until := starting(pod))), ""),
         failures=tuple(failures),
         away=tuple(away.values()),

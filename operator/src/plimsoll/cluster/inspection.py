@@ -77,7 +77,8 @@ def _key(pod: OwnPod) -> str:
 def _begin(observed: Observed, still_terminating: bool, remembered: FailedInspection | None) -> Inspection:
     """There is no pod to look at."""
     if observed.volume and observed.volume.reason:
-        return Inspection(Resolution.FAILED, "VolumeNotFound", observed.volume.reason, memory=remembered)
+        told = f"{observed.volume.reason}; the model is read as soon as it is there"
+        return Inspection(Resolution.FAILED, "VolumeNotFound", told, memory=remembered)
     if remembered and observed.now < remembered.retry_at:
         return _failed(remembered)
     assert observed.resource.spec is not None
@@ -117,9 +118,10 @@ def _follow(observed: Observed, pod: OwnPod, remembered: FailedInspection | None
         )
         return _fail(observed, pod, remembered, obstacle or late)
     if obstacle:
-        return Inspection(
-            Resolution.FAILED, obstacle.reason, obstacle.message, memory=remembered, wake_at=deadline
+        waits = (
+            f"{obstacle.message.rstrip('.')}; unless it has ended by {stamp(deadline)}, another one is tried"
         )
+        return Inspection(Resolution.FAILED, obstacle.reason, waits, memory=remembered, wake_at=deadline)
     if remembered:
         return replace(_failed(remembered), wake_at=deadline)
     return Inspection(

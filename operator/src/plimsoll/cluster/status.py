@@ -32,6 +32,8 @@ from plimsoll.model.facts import ModelFacts
 from plimsoll.sizing.kv_cache import bytes_per_token
 from plimsoll_worker.launch import Precision
 
+PLANNED_AGAIN = "planned again whenever nodes, pods or the spec change"
+
 
 def compose_status(
     observed: Observed,
@@ -114,7 +116,7 @@ def _plan(observed: Observed, plan: PlanStatus | None, excluded: str) -> Finding
     if course is None or course.decision is None:
         return PLANNING
     if course.rejection:
-        return fails(course.rejection.reason, course.rejection.message + excluded)
+        return fails(course.rejection.reason, f"{course.rejection.message}{excluded}; {PLANNED_AGAIN}")
     return holds("Planned", plan.summary + excluded) if plan else PLANNING
 
 

@@ -15,6 +15,10 @@ from plimsoll.cluster.observed import Observed, ReportAnswer
 from plimsoll.cluster.own_pods import OwnPod, at
 from plimsoll_worker.launch import ADMIN_PORT, DeviceReport, Report
 
+LEFT_ALONE = (
+    "it goes on as it is, and nothing is learned from it; delete the pod to have its replica started anew"
+)
+
 
 def verify(observed: Observed, plan: PlanStatus | None) -> Finding:
     """The Verified condition over all ready workers of the plan."""
@@ -26,7 +30,8 @@ def verify(observed: Observed, plan: PlanStatus | None) -> Finding:
     assert plan is not None or not answers
     for pod, answer in answers:
         if plan and answer.report and (difference := mismatch(plan, pod.stage, answer.report)):
-            return fails("EffectiveConfigMismatch", f"pod {pod.name}: {difference}")
+            told = f"pod {pod.name}: {difference}; {LEFT_ALONE}"
+            return fails("EffectiveConfigMismatch", told)
     for pod, answer in answers:
         if answer.report is None:
             return pending("ReportUnreachable", _unreachable(pod, answer, observed.operator_namespace))
@@ -56,7 +61,7 @@ def _found_before(observed: Observed, plan: PlanStatus | None) -> Condition | No
 def _unreachable(pod: OwnPod, answer: ReportAnswer, namespace: str) -> str:
     return (
         f"pod {pod.name}: {answer.problem}; allow TCP port {ADMIN_PORT} of worker pods from namespace "
-        f"{namespace} to have reports read. Serving is not affected"
+        f"{namespace} to have reports read; it is asked again with growing pauses. Serving is not affected"
     )
 
 
