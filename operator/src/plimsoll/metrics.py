@@ -11,6 +11,10 @@ PLAN_SECONDS = Histogram(
 )
 PLANS = Counter("plimsoll_plans_total", "Answers of the planner, one per resource and plan", ["result"])
 ROUNDS = Counter("plimsoll_rounds_total", "Rounds of the planner actor", ["result"])
+WRITES_WAITING = Gauge(
+    "plimsoll_writes_waiting",
+    "Resources with something to write that waits: for what may come at once, or after a write that failed",
+)
 API_WRITES = Counter("plimsoll_api_writes_total", "Write requests to the API server", ["kind", "verb"])
 LEADING = Gauge("plimsoll_leading", "1 while this copy of the operator holds the Lease and writes")
 TAKEOVERS = Counter("plimsoll_takeovers_total", "Times this copy took the Lease over from another one")

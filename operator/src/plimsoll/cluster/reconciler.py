@@ -163,7 +163,9 @@ class Reconciler:
         clock, now = self._clock(), self._monotonic()
         waits = [self._relist_at - now]
         waits += [(outcome.wake_at - clock).total_seconds() for outcome in outcomes if outcome.wake_at]
-        waits += [due - now for due in self._writing.due()]
+        writes = self._writing.due()
+        metrics.WRITES_WAITING.set(len(writes))
+        waits += [due - now for due in writes]
         if (due := self._reports.next_due()) is not None:
             waits.append(due - now)
         # A deadline that has passed and changes nothing must not become a busy loop.
