@@ -28,7 +28,8 @@ WATCH_SECONDS = (240, 300)
 """The server ends a watch after a time drawn from here, so that not all feeds come back at once."""
 SILENCE_SECONDS = 90.0
 FIRST_BACKOFF_SECONDS = 0.5
-LONGEST_BACKOFF_SECONDS = 30.0
+LONGEST_BACKOFF_SECONDS = 10.0
+"""An API server that was away for a minute is found again so soon; a handful of feeds that ask are no load."""
 UNSYNCED_WARNING_SECONDS = 30.0
 
 Object = dict[str, Any]
