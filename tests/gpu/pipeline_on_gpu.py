@@ -155,12 +155,16 @@ class Worker:
             *(sys.executable, "-m", "plimsoll_worker.bench", "serve"),
             *("--url", f"http://127.0.0.1:{self.port}", "--model", "bench"),
             *("--num-prompts", str(REQUESTS), "--max-concurrency", str(REQUESTS)),
+            *("--vocabulary", "512"),
             *("--input-tokens", str(tokens_in), str(tokens_in)),
             *("--output-tokens", str(tokens_out), str(tokens_out), "--out", str(out)),
         ]
-        for _ in range(2):
-            subprocess.run(command, check=True, env=self._environ, stdout=subprocess.DEVNULL)
+        for seed in range(2):  # other prompts: the same would be found in the prefix cache
+            subprocess.run(
+                [*command, "--seed", str(seed)], check=True, env=self._environ, stdout=subprocess.DEVNULL
+            )
         found: dict[str, Any] = json.loads(out.read_text())
+        assert found["completed"] == REQUESTS, found["errors"][:3]
         return found
 
 
@@ -174,7 +178,9 @@ def measure(
         for worker in workers:
             worker.wait_until_ready()
         first = workers[0]
-        found["answers"] = [first.complete(list(range(5, 5 + length)), 32) for length in (3, 40, 700)]
+        found["answers"] = [
+            first.complete([5 + at % 200 for at in range(length)], 32) for length in (3, 40, 700)
+        ]
         for name, (tokens_in, tokens_out) in LOADS.items():
             found[name] = first.throughput(tokens_in, tokens_out, folder / "serve.json")
     return found
