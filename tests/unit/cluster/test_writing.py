@@ -11,7 +11,7 @@ import pytest
 
 from plimsoll.actuate.apply import Ending, Executor, Result
 from plimsoll.actuate.ownership import Owner
-from plimsoll.api.v1alpha1 import LLMDeploymentStatus
+from plimsoll.api.v1alpha1 import Condition, LLMDeploymentStatus
 from plimsoll.cluster.calm import RUSH_SECONDS, Calm
 from plimsoll.cluster.observed import (
     Action,
@@ -24,7 +24,7 @@ from plimsoll.cluster.observed import (
     WriteStatus,
 )
 from plimsoll.cluster.state import ClusterView
-from plimsoll.cluster.writing import STATUS_SECONDS, Writing
+from plimsoll.cluster.writing import STATUS_SECONDS, UNDER_WAY_SECONDS, Writing
 
 VIEW = cast(ClusterView, None)
 PROGRESS = WriteStatus(LLMDeploymentStatus(ready_replicas=1))
@@ -60,17 +60,36 @@ class Setting:
     def _wake(self) -> None:
         self.woken += 1
 
-    def round(self, **actions: tuple[Action, ...]) -> list[tuple[str, type]]:
-        """What one round wrote, by resource."""
+    def round(
+        self, before: LLMDeploymentStatus | None = None, age: float = 0.0, **actions: tuple[Action, ...]
+    ) -> list[tuple[str, type]]:
+        """What one round wrote, by resource, having looked at the cluster `age` seconds ago."""
         self.executor.done.clear()
-        steps = [(resource(uid), Outcome(given, Memory())) for uid, given in actions.items()]
-        self.writing.carry_out(steps, VIEW, self.now)
+        steps = [(resource(uid, before), Outcome(given, Memory())) for uid, given in actions.items()]
+        self.writing.carry_out(steps, VIEW, self.now - age)
         return list(self.executor.done)
 
 
-def resource(uid: str) -> Observed:
-    inside = SimpleNamespace(uid=uid, owner=Owner("models", uid, uid), status=LLMDeploymentStatus())
+def resource(uid: str, before: LLMDeploymentStatus | None = None) -> Observed:
+    inside = SimpleNamespace(uid=uid, owner=Owner("models", uid, uid), status=before or LLMDeploymentStatus())
     return cast(Observed, SimpleNamespace(resource=inside))
+
+
+def status(**found: bool) -> LLMDeploymentStatus:
+    """With these conditions True or False."""
+    return LLMDeploymentStatus(
+        conditions=[
+            Condition(
+                type=kind,
+                status="True" if true else "False",
+                observed_generation=1,
+                last_transition_time="2026-11-23T00:00:00Z",
+                reason="Test",
+                message="",
+            )
+            for kind, true in found.items()
+        ]
+    )
 
 
 @pytest.fixture
@@ -87,6 +106,24 @@ def test_progress_is_written_at_most_every_other_second(setting: Setting) -> Non
     assert setting.writing.due() == [pytest.approx(setting.now + 0.1)]
     setting.now += 0.2
     assert setting.round(a=(PROGRESS, EVENT)) == [("a", WriteStatus), ("a", EmitEvent)]
+
+
+@pytest.mark.parametrize(
+    ("degraded", "ready", "seconds"),
+    [(False, False, UNDER_WAY_SECONDS), (True, False, STATUS_SECONDS), (False, True, STATUS_SECONDS)],
+    ids=["under way", "something is wrong", "done"],
+)
+def test_a_start_that_merely_goes_on_is_told_later_than_its_end(
+    setting: Setting, *, degraded: bool, ready: bool, seconds: float
+) -> None:
+    starts = status(Progressing=True, Degraded=False)
+    goes_on = (WriteStatus(status(Progressing=not ready, Degraded=degraded)),)
+    assert setting.round(a=goes_on, before=starts)
+    setting.now += seconds - 0.1
+    assert setting.round(a=goes_on, before=starts) == []
+    assert setting.writing.due() == [pytest.approx(setting.now + 0.1)]
+    setting.now += 0.2
+    assert setting.round(a=goes_on, before=starts) == [("a", WriteStatus)]
 
 
 def test_progress_gives_way_to_pods_of_others_but_not_for_ever(setting: Setting) -> None:
@@ -135,6 +172,34 @@ def test_progress_is_told_once_the_services_stand(setting: Setting, wait_for: Ca
     wait_for(lambda: setting.woken, 10, "the Services stand, and the next round is asked for")
     setting.now += STATUS_SECONDS
     assert setting.round(a=(PROGRESS,)) == [("a", WriteStatus)]
+
+
+def test_a_look_that_is_older_than_the_services_tells_nothing(
+    setting: Setting, wait_for: Callable[..., Any]
+) -> None:
+    service = ApplyObject({"kind": "Service", "metadata": {"name": "a"}}, "it is missing", exists=False)
+    setting.round(a=(POD, service))
+    setting.round(a=())
+    wait_for(lambda: ("a", ApplyObject) in setting.executor.done, 10, "the Service is applied")
+    setting.now += STATUS_SECONDS
+    assert setting.round(a=(PROGRESS,), age=STATUS_SECONDS + 1) == []
+    wait_for(lambda: setting.woken, 10, "another look is asked for")
+    assert setting.round(a=(PROGRESS,)) == [("a", WriteStatus)]
+
+
+def test_a_start_says_nothing_of_services_that_are_still_being_written(
+    setting: Setting, wait_for: Callable[..., Any]
+) -> None:
+    service = ApplyObject({"kind": "Service", "metadata": {"name": "a"}}, "it is missing", exists=False)
+    starts, goes_on = status(Progressing=True), (WriteStatus(status(Progressing=True)),)
+    fails = (WriteStatus(status(Progressing=True, Degraded=True)),)
+    setting.round(a=(POD, service))
+    assert setting.round(a=goes_on, b=(POD,), before=starts) == [("b", CreatePod)]
+    setting.now += RUSH_SECONDS + 1
+    assert setting.round(a=goes_on, b=(POD,), before=starts) == [("b", CreatePod)]
+    assert ("a", WriteStatus) in setting.round(a=fails, b=(POD,), before=starts), (
+        "trouble is told in any case"
+    )
 
 
 def test_a_rush_ends_for_those_who_waited_long_enough() -> None:

@@ -2,7 +2,8 @@
 
     revision, status, pods ─► the round waits for them: the next plan must see them
     Services, old revisions ─► follow while the next round plans, and events; both give way to a rush
-    status without a decision ─► at most every other second, after others' decisions and its own Services
+    status without a decision ─► at most every other second, after others' decisions and its own Services;
+                                 while a start merely goes on, every five
     a resource whose writes failed ─► left alone for a while; it is planned all the same
 
 In one queue, the Services of the first resource (the API server's slowest write) would delay the pods of the
@@ -19,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from plimsoll.actuate.apply import Ending, Executor, Result
+from plimsoll.api.v1alpha1 import LLMDeploymentStatus
 from plimsoll.cluster.calm import RUSH_SECONDS, Calm
 from plimsoll.cluster.observed import (
     Action,
@@ -37,6 +39,10 @@ log = logging.getLogger(__name__)
 WRITERS, LATER_WRITERS = 16, 4
 STATUS_SECONDS = 2.0
 """A pod that starts passes several states in a second; a status that tells progress waits for the last."""
+UNDER_WAY_SECONDS = 5.0
+"""Bound, pulled, started: a status that says so, and neither that it is done nor that something is wrong,
+waits for what may come at once. Of our writes a status costs the API server most, a third of its CPU in a
+burst (`python -m tests.bench burst` and its profile, 2026-11-23)."""
 LONGEST_PAUSE_SECONDS = 60.0
 LATER = (ApplyObject, DeleteRevision)
 
@@ -49,6 +55,14 @@ class Pause:
 
     failures: int
     until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A status that waits for its turn."""
+
+    since: float
+    due: float
 
 
 class Writing:
@@ -73,8 +87,8 @@ class Writing:
         """When their last later writes ended: a look that is older does not know of them."""
         self._pauses: dict[str, Pause] = {}
         self._told_at: dict[str, float] = {}
-        self._waiting: dict[str, float] = {}
-        """Resources whose status waits for its turn, and since when."""
+        self._waiting: dict[str, Waiting] = {}
+        """By resource."""
 
     def carry_out(self, steps: Sequence[Step], view: ClusterView, seen_at: float) -> dict[str, Result]:
         """By uid. `view` is what was seen at that moment of the monotonic clock. When this returns, all that
@@ -89,7 +103,7 @@ class Writing:
             uid = one.resource.uid
             if not outcome.actions or self._paused(uid, now):
                 results[uid] = Result(Ending.DONE, outcome.memory)
-            elif self._may_wait(one, outcome, now, urgent=urgent):
+            elif self._may_wait(one, outcome, now, seen_at, urgent=urgent):
                 results[uid] = Result(Ending.DONE, outcome.memory)
                 self._follow(one, outcome, view, seen_at)
             else:
@@ -103,7 +117,7 @@ class Writing:
         """When resources that wait want another look, on the monotonic clock."""
         with self._lock:
             return [pause.until for pause in self._pauses.values()] + [
-                self._told_at.get(uid, since) + STATUS_SECONDS for uid, since in self._waiting.items()
+                waiting.due for waiting in self._waiting.values()
             ]
 
     def close(self) -> None:
@@ -174,19 +188,27 @@ class Writing:
             pause = self._pauses.get(uid)
             return pause is not None and now < pause.until
 
-    def _may_wait(self, one: Observed, outcome: Outcome, now: float, *, urgent: bool) -> bool:
+    def _may_wait(self, one: Observed, outcome: Outcome, now: float, seen_at: float, *, urgent: bool) -> bool:
         """It is but a status, and the last one is not two seconds old, or there are decisions to write, or
-        its Services are on their way and would have to be told of in another one."""
+        its Services are on their way, or stand since it was looked at, and would have to be told of in
+        another one."""
         uid = one.resource.uid
         with self._lock:
-            since = self._waiting.get(uid, now)
-            early = now < self._told_at.get(uid, now - STATUS_SECONDS) + STATUS_SECONDS
-            gives_way = (urgent or uid in self._busy) and now < since + RUSH_SECONDS
-            waits = (early or gives_way) and not _decides(one, outcome)
+            since = self._waiting[uid].since if uid in self._waiting else now
+            under_way = _under_way(one, outcome)
+            pause = UNDER_WAY_SECONDS if under_way else STATUS_SECONDS
+            due = self._told_at.get(uid, now - pause) + pause
+            outdated = self._ended.get(uid, seen_at) > seen_at
+            exposing = outdated or uid in self._busy
+            patient = now < since + RUSH_SECONDS
+            gives_way = (urgent and patient) or (exposing and (patient or under_way))
+            waits = (now < due or gives_way) and not _decides(one, outcome)
             if waits:
-                self._waiting[uid] = since
+                self._waiting[uid] = Waiting(since, max(due, now + STATUS_SECONDS) if gives_way else due)
             else:
                 self._waiting.pop(uid, None)
+        if waits and outdated:
+            self._on_change()
         return waits
 
     def _forget(self, living: set[str]) -> None:
@@ -204,3 +226,16 @@ def _decides(one: Observed, outcome: Outcome) -> bool:
         or (isinstance(action, WriteStatus) and action.status.plans == one.resource.status.plans)
         for action in outcome.actions
     )
+
+
+def _under_way(one: Observed, outcome: Outcome) -> bool:
+    """Whether the status says no more than that what was going on goes on."""
+    told = [action.status for action in outcome.actions if isinstance(action, WriteStatus)]
+    return all(
+        _says(status, "Progressing") and not _says(status, "Degraded")
+        for status in (one.resource.status, *told)
+    )
+
+
+def _says(status: LLMDeploymentStatus, kind: str) -> bool:
+    return any(found.type == kind and found.status == "True" for found in status.conditions)
