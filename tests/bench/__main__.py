@@ -59,7 +59,7 @@ def _planner(argv: list[str]) -> None:
 
 def _burst(argv: list[str]) -> None:
     # It needs a cluster and its client; the planner's benchmarks need neither.
-    from tests.bench import burst
+    from tests.bench import burst, burst_tables
 
     parser = burst.parser()
     parser.add_argument("--json", type=Path, help="write all figures here")
@@ -69,7 +69,7 @@ def _burst(argv: list[str]) -> None:
     figures["burst"] = burst.measure(
         burst.asked(given), lambda line: print(line, file=sys.stderr, flush=True)
     )
-    burst.show(console, figures["burst"])
+    burst_tables.show(console, figures["burst"])
     _keep(figures, given.json)
 
 

@@ -11,6 +11,7 @@ memory by the kernel. A watch counts throughout whether a GPU was promised twice
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -22,11 +23,9 @@ from typing import Any
 
 from dev.cluster.description import Cluster
 from kubernetes import client
-from rich.console import Console
-from rich.table import Table
 from tests.bench.burst_cluster import Costs, api_client, bench_cluster, counted_writes, since
 from tests.bench.burst_watch import BurstWatch
-from tests.cluster.lifecycle.operator_process import ROUNDS, Operator
+from tests.cluster.lifecycle.operator_process import Operator
 from tests.unit.planning.builders import llama
 
 from plimsoll.api.v1alpha1 import API_VERSION, KIND
@@ -39,9 +38,13 @@ MODELS = {f"bench/llama-{size}b": llama(size, layers=layers) for size, layers in
 REPLICAS = (1, 1, 1, 2)
 """Of the resources, in turn."""
 POSTERS = 8
-WRITES = "plimsoll_api_writes_total"
+WRITES, ROUNDS = "plimsoll_api_writes_total", "plimsoll_rounds_total"
 QUIET_SECONDS = 3.0
 IDLE_SECONDS = 5.0
+QUIET_CORES = 0.3
+"""Of the control plane: leases of 1,000 nodes take 0.1."""
+CONTROL_PLANE = ("apiserver", "controller-manager", "scheduler", "kwok")
+STRANGE_NODES = 200
 PATIENCE_SECONDS = 300.0
 ASK_SECONDS = 0.5
 
@@ -72,6 +75,8 @@ class Bench:
     operator: Operator = field(init=False)
     made: int = 0
     """Resources so far."""
+    idle: dict[str, float] = field(default_factory=dict)
+    """Cores that each process takes when nothing happens."""
 
     def start_operator(self) -> float:
         """Seconds until it has seen the whole cluster and planned it once."""
@@ -79,8 +84,7 @@ class Bench:
         self.operator = Operator(self.cluster.kubeconfig, self.log)
         self.costs.follow("operator", self.operator.pid)
         self.operator.wait_ready()
-        # Its page counts every pod: asked 50 times a second, it took a third of the operator's CPU.
-        poll(lambda: self.operator.metric(ROUNDS), "the first round", every=ASK_SECONDS)
+        poll(lambda: self.counted(ROUNDS, '{result="done"}'), "the first round", every=ASK_SECONDS)
         return time.monotonic() - started
 
     def create(self, name: str, repo: str, replicas: int) -> None:
@@ -99,9 +103,14 @@ class Bench:
         self.create(name, list(MODELS)[number % len(MODELS)], REPLICAS[number % len(REPLICAS)])
         return name
 
+    def counted(self, name: str, labels: str = "") -> float:
+        """The sum of one of the operator's counters. It alone is asked for: the whole page counts every pod,
+        and asked five times a second it took a quarter of the operator's CPU."""
+        return self.operator.metric(f"{name}{labels}", f"/metrics?name[]={name}")
+
     def writes(self) -> float:
         """Of the operator so far, without the renewals of its Lease."""
-        return self.operator.metric(WRITES) - self.operator.metric(f'{WRITES}{{kind="leases"')
+        return self.counted(WRITES) - self.counted(WRITES, '{kind="leases"')
 
     def settle(self) -> None:
         """Until the operator has nothing more to write."""
@@ -123,6 +132,8 @@ def poll(done: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS, 
 
 def measure(size: Size, tell: Callable[[str], None]) -> dict[str, Any]:
     with bench_cluster(CLUSTER, size.nodes) as cluster, tempfile.TemporaryDirectory() as folder:
+        # An image brings bytecode; without it a start compiles for a second.
+        os.environ |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": f"{folder}/bytecode"}
         api = api_client(cluster)
         client.CoreV1Api(api).create_namespace({"metadata": {"name": NAMESPACE}})
         kube = Kube(api)
@@ -150,7 +161,7 @@ def _measure(bench: Bench, api: client.ApiClient, size: Size, tell: Callable[[st
     bench.settle()
     bench.costs.restart()
     time.sleep(IDLE_SECONDS)
-    found["idleCores"] = bench.costs.cores()
+    found["idleCores"] = bench.idle = bench.costs.cores()
     found["residentMiBEmpty"] = bench.costs.resident_mib("operator")
     found["bursts"] = []
     for rate in size.rates:
@@ -205,6 +216,7 @@ def burst(bench: Bench, api: client.ApiClient, resources: int, rate: int) -> dic
     took = bench.watch.took()
     bench.settle()
     writes = bench.writes() - own
+    spent = bench.costs.milliseconds_each(resources, bench.idle)
     pods = sum(REPLICAS[number % len(REPLICAS)] for number in range(bench.made - resources, bench.made))
     last = took[-len(took) // 4 :]
     return {
@@ -219,11 +231,19 @@ def burst(bench: Bench, api: client.ApiClient, resources: int, rate: int) -> dic
         "lastQuarterP50Seconds": round(statistics.median(last), 2),
         "drainedSeconds": round(drained, 1),
         "cores": cores,
-        "operatorCpuMillisecondsPerResource": round(1000 * bench.costs.seconds("operator") / resources, 1),
+        "cpuMillisecondsPerResource": spent,
+        "mostPerSecond": most_per_second(spent),
+        "mostPerSecondOfOthers": most_per_second(spent, without="operator"),
         "writesPerResource": round((writes - pods) / resources, 2),
         "writes": int(writes),
         "writesByServer": since(server, counted_writes(api)),
     }
+
+
+def most_per_second(spent: Mapping[str, float], *, without: str = "") -> float:
+    """Resources a second that all processors of this machine would do, at this cost of each."""
+    each = sum(milliseconds for name, milliseconds in spent.items() if name != without)
+    return round(1000 * (os.cpu_count() or 1) / each, 1)
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -292,17 +312,37 @@ def start_up(bench: Bench, pods: int) -> dict[str, Any]:
     bench.operator.kill()
     there = len(bench.kube.list(PODS)[0])
     with ThreadPoolExecutor(POSTERS) as posters:
+        for number in range(STRANGE_NODES):
+            bench.kube.create(NODES, None, _strange_node(number))
         list(posters.map(lambda number: _stranger(bench.kube, number), range(pods - there)))
+    wait_quiet(bench.costs)
     seconds = bench.start_operator()
-    resident = bench.costs.resident_mib("operator")
-    cpu = bench.costs.seconds("operator")
+    spent = bench.costs.all_seconds()
     return {
         "resources": bench.made,
-        "pods": pods,
+        "pods": len(bench.kube.list(PODS)[0]),
         "seconds": round(seconds, 1),
-        "operatorCpuSeconds": round(cpu, 1),
-        "residentMiB": resident,
+        "cpuSeconds": {name: round(own, 1) for name, own in spent.items()},
+        "residentMiB": bench.costs.resident_mib("operator"),
     }
+
+
+def wait_quiet(costs: Costs) -> None:
+    """Until the cluster has done with what was made: it is the operator's start that is measured."""
+
+    def quiet() -> bool:
+        costs.restart()
+        time.sleep(QUIET_SECONDS)
+        spent = costs.all_seconds()
+        return sum(spent[name] for name in CONTROL_PLANE) < QUIET_CORES * QUIET_SECONDS
+
+    poll(quiet, "the cluster is quiet")
+
+
+def _strange_node(number: int) -> dict[str, Any]:
+    """Nobody plays its kubelet, so its pods stay as they are made and cost nothing; and without it they would
+    be deleted as lost."""
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": f"elsewhere-{number}"}}
 
 
 def _stranger(kube: Kube, number: int) -> None:
@@ -313,7 +353,7 @@ def _stranger(kube: Kube, number: int) -> None:
         "kind": "Pod",
         "metadata": {"name": f"stranger-{number}", "labels": {"app": f"app-{number % 50}"}},
         "spec": {
-            "nodeName": f"elsewhere-{number % 200}",
+            "nodeName": f"elsewhere-{number % STRANGE_NODES}",
             "tolerations": [{"operator": "Exists"}],
             "automountServiceAccountToken": False,
             "containers": [
@@ -330,29 +370,6 @@ def _stranger(kube: Kube, number: int) -> None:
         kube.create(PODS, NAMESPACE, body)
     except KubeError as error:
         raise RuntimeError(f"pod {number}: {error.message}") from error
-
-
-def show(console: Console, found: Mapping[str, Any]) -> None:
-    title = (
-        f"creation to all pods bound, seconds; {found['nodes']} nodes, {found['gpus']} GPUs, "
-        f"{found['gpusPromisedTwice']} GPUs promised twice"
-    )
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    cores = ("operator", "apiserver", "generator", "others")
-    for column in ("rate", "new", "p50", "p99", "max", "writes", "CPU ms", *cores):
-        table.add_column(column, justify="right")
-    for row in found["bursts"]:
-        figures = [row[key] for key in ("rate", "resources", "p50Seconds", "p99Seconds", "maxSeconds")]
-        figures += [row["writesPerResource"], row["operatorCpuMillisecondsPerResource"]]
-        table.add_row(*map(str, figures + [row["cores"][name] for name in cores]))
-    console.print(table)
-    console.print(
-        "writes: of the operator, a resource, pods not counted; CPU ms: of the operator, a resource"
-    )
-    console.print("operator, apiserver, generator, others: cores kept busy while resources were created")
-    for key in ("nodeLoss", "kill", "start"):
-        if key in found:
-            console.print(f"{key}: {found[key]}")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -102,12 +102,22 @@ class Costs:
         """CPU seconds of one process."""
         return _seconds(self._processes[name]) - self._before[name]
 
-    def cores(self) -> dict[str, float]:
-        """Cores that each process kept busy in the mean; `others` is everything else on the machine."""
-        elapsed = time.monotonic() - self._since
+    def all_seconds(self) -> dict[str, float]:
+        """CPU seconds of each process; `others` is everything else on the machine."""
         own = {name: self.seconds(name) for name in self._processes}
-        own["others"] = _busy_seconds() - self._machine - sum(own.values())
-        return {name: round(seconds / elapsed, 2) for name, seconds in own.items()}
+        return own | {"others": max(0.0, _busy_seconds() - self._machine - sum(own.values()))}
+
+    def cores(self) -> dict[str, float]:
+        """Cores that each kept busy in the mean."""
+        elapsed = time.monotonic() - self._since
+        return {name: round(seconds / elapsed, 2) for name, seconds in self.all_seconds().items()}
+
+    def milliseconds_each(self, number: int, idle: Mapping[str, float]) -> dict[str, float]:
+        """CPU for each of `number` things that were done, without what the processes take when nothing is:
+        `idle`, in cores."""
+        elapsed = time.monotonic() - self._since
+        own = {name: self.seconds(name) - elapsed * idle.get(name, 0.0) for name in self._processes}
+        return {name: round(1000 * seconds / number, 1) for name, seconds in own.items()}
 
     def resident_mib(self, name: str) -> int:
         return int(self._processes[name].memory_info().rss / MIB)

@@ -10,7 +10,8 @@ from pathlib import Path
 from tests.cluster.operator_process import OperatorProcess
 
 REPOSITORY = Path(__file__).parents[3]
-READY_SECONDS = 60.0
+READY_SECONDS = 300.0
+"""It takes two on a quiet machine."""
 ROUNDS = 'plimsoll_rounds_total{result="done"}'
 
 
@@ -36,9 +37,9 @@ class Operator(OperatorProcess):
         except OSError:
             return 0, ""
 
-    def metric(self, line_start: str) -> float:
+    def metric(self, line_start: str, page: str = "/metrics") -> float:
         """The sum of all samples whose line starts so."""
-        _, text = self.page("/metrics")
+        _, text = self.page(page)
         values = [line.rsplit(" ", 1)[1] for line in text.splitlines() if line.startswith(line_start)]
         return sum(float(value) for value in values)
 
