@@ -10,12 +10,12 @@ from tests.unit.worker.test_models import saved
 
 from plimsoll_worker.engine.block_pool import BlockPool
 from plimsoll_worker.engine.engine import Engine
-from plimsoll_worker.engine.graphs import DecodeGraphs, Repeater, Work
+from plimsoll_worker.engine.graphs import DecodeGraphs, PromptGraphs, Repeater, Work
 from plimsoll_worker.engine.model_runner import ModelRunner
 from plimsoll_worker.engine.scheduler import Scheduler
 from plimsoll_worker.engine.sequence import FinishReason, Sequence, TokenEvent
 from plimsoll_worker.engine.staging import TURNS, Staging
-from plimsoll_worker.launch import Precision, graph_sizes
+from plimsoll_worker.launch import Precision, graph_sizes, prompt_graph_sizes
 from plimsoll_worker.loading.checkpoint import open_checkpoint
 from plimsoll_worker.loading.weights import load_model
 from plimsoll_worker.models.decoder import Decoder
@@ -165,18 +165,29 @@ class Counting:
         return replay
 
 
-def test_decoding_is_replayed_and_only_plain_sampling_with_it(model: Decoder) -> None:
+def test_short_steps_are_replayed_and_only_plain_sampling_of_decoding_with_them(model: Decoder) -> None:
     runner = paged(model, blocks=60, block_size=4)
     recorder = Counting()
     runner.capture(recorder)
+    prompts = list(reversed(prompt_graph_sizes(runner.max_batched_tokens)))
     sizes = list(reversed(graph_sizes(8)))
-    assert recorder.made == 2 * len(sizes)
-    eight = 2 * sizes.index(8)
+    assert recorder.made == len(prompts) + 2 * len(sizes)
+    prompt, eight = prompts.index(64), len(prompts) + 2 * sizes.index(8)
     generate(runner, ask(max_tokens=5))
-    assert recorder.replayed == [eight, eight + 1] * 4
+    assert recorder.replayed == [prompt, *[eight, eight + 1] * 4]
     recorder.replayed.clear()
     generate(runner, ask(max_tokens=5, logprobs=1))
-    assert recorder.replayed == [eight] * 4
+    assert recorder.replayed == [prompt, *[eight] * 4]
+
+
+def test_a_step_with_prompts_is_padded_to_what_holds_its_tokens_and_its_sequences() -> None:
+    assert prompt_graph_sizes(50) == ()
+    assert prompt_graph_sizes(256) == (64, 128, 192, 256)
+    graphs = PromptGraphs(prompt_graph_sizes(8192), max_sequences=40)
+    cases = {(1, 1): 64, (64, 16): 64, (65, 1): 128, (64, 17): 128, (130, 40): 192, (512, 40): 512}
+    assert {asked: graphs.bucket(*asked) for asked in cases} == cases
+    assert graphs.bucket(513, 1) is None
+    assert graphs.bucket(64, 41) is None
 
 
 def test_buckets_cover_every_batch() -> None:

@@ -18,7 +18,7 @@ from plimsoll.sizing.parallel import kv_heads_per_rank
 from plimsoll.sizing.quantized import layer_parts
 from plimsoll.sizing.runtime import RuntimeConstants
 from plimsoll.sizing.schemes import Quantized
-from plimsoll_worker.launch import Device, MemoryCategory, Precision, graph_sizes
+from plimsoll_worker.launch import Device, MemoryCategory, Precision, graph_sizes, prompt_graph_sizes
 
 
 class RankTerms:
@@ -214,11 +214,12 @@ class RankTerms:
             f"{constants.weight_slack_permille} ‰ of weights"
             f" + {constants.activation_slack_percent} % of the peaks of layer and logits"
         )
-        sizes = len(graph_sizes(self._workload.max_sequences))
+        decoding = graph_sizes(self._workload.max_sequences)
+        sizes = len(decoding) + len(prompt_graph_sizes(self._workload.max_batched_tokens))
         for category, formula, size in (
             (
                 MemoryCategory.CUDA_GRAPHS,
-                f"decode steps of {sizes} {'size' if sizes == 1 else 'sizes'}, measured",
+                f"steps of {sizes} {'size' if sizes == 1 else 'sizes'}, measured",
                 constants.cuda_graphs(sizes),
             ),
             (

@@ -1,10 +1,13 @@
-"""Decode steps as CUDA graphs: hundreds of kernels launched by one call.
+"""Steps as CUDA graphs: hundreds of kernels launched by one call.
 
 A graph has fixed shapes, so there is one for each of a few batch sizes (`launch.graph_sizes`), and a smaller
 batch is padded. All share one memory pool and the largest is captured first, so that the others fit into what
 it took.
-A step is two graphs: the model up to the hidden states, then logits and sampling. The second is left out when
-a sequence asks for more than temperature and seed.
+A decode step is two graphs: the model up to the hidden states, then logits and sampling. The second is left
+out when a sequence asks for more than temperature and seed.
+A step with prompts, as long as it is short (`launch.prompt_graph_sizes`), is one: the model up to the hidden
+states. Without it Python would take longer to launch its kernels than the device to compute them, and the
+first token of a short prompt would wait for Python.
 
 Compiling the model and letting the compiler make graphs was the alternative: minutes at start, and shapes it
 records anew when it likes.
@@ -19,6 +22,8 @@ from typing import Protocol
 import torch
 
 Work = Callable[[], None]
+
+TOKENS_A_ROW = 4
 
 
 class Recorder(Protocol):
@@ -49,6 +54,32 @@ class Repeater:
 
     def record(self, work: Work) -> Work:
         return work
+
+
+class PromptGraphs:
+    """Recorded forwards of short steps with prompts, by tokens."""
+
+    def __init__(self, sizes: tuple[int, ...], max_sequences: int) -> None:
+        self.sizes = sizes
+        self._max_sequences = max_sequences
+        self._forward: dict[int, Work] = {}
+
+    def rows(self, size: int) -> int:
+        """Sequences that a step of `size` tokens is padded to: each is a program of attention's grid for
+        every key head, which is to fit on a card at once."""
+        return min(self._max_sequences, size // TOKENS_A_ROW)
+
+    def bucket(self, tokens: int, sequences: int) -> int | None:
+        """The tokens to pad a step to; None: too many for any."""
+        fits = (size for size in self.sizes if size >= tokens and self.rows(size) >= sequences)
+        return next(fits, None)
+
+    def add(self, size: int, forward: Work) -> None:
+        self._forward[size] = forward
+
+    def forward(self, size: int) -> None:
+        """Compute the hidden states of a step padded to `size` tokens."""
+        self._forward[size]()
 
 
 class DecodeGraphs:

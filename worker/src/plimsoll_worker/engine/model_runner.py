@@ -2,8 +2,8 @@
 host.
 
 The scheduler knows nothing of tensors and the model nothing of sequences. A step of one token a sequence is
-replayed from a CUDA graph where there is one; all others are launched kernel by kernel, which a prompt's own
-length hides. On a CPU the same code runs without graphs.
+replayed from a CUDA graph where there is one, and so is a short step with prompts; all others are launched
+kernel by kernel, which a prompt's own length hides. On a CPU the same code runs without graphs.
 
 Of a model whose layers are on several stages each has a runner, and all launch the same steps: hidden states
 come from the stage before, go to the next, and the last stage samples.
@@ -11,22 +11,29 @@ come from the stage before, go to the next, and the last stage samples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Ordered
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from plimsoll_worker.engine.graphs import CudaRecorder, DecodeGraphs, Recorder
+from plimsoll_worker.engine.graphs import CudaRecorder, DecodeGraphs, PromptGraphs, Recorder
 from plimsoll_worker.engine.in_flight import InFlight, LogprobRow
 from plimsoll_worker.engine.rehearsal import longest_steps
 from plimsoll_worker.engine.sampler import Chosen, Sampler, draw, sampling_position
 from plimsoll_worker.engine.scheduler import Scheduled
 from plimsoll_worker.engine.slot_tables import SlotTables
 from plimsoll_worker.engine.staging import TURNS, Staging
-from plimsoll_worker.engine.step_inputs import StepInputs, decode_inputs, mixed_inputs, words_needed
+from plimsoll_worker.engine.step_inputs import (
+    Padding,
+    StepInputs,
+    decode_inputs,
+    mixed_inputs,
+    words_needed,
+)
 from plimsoll_worker.kernels.batch import AttentionBatch
-from plimsoll_worker.launch import graph_sizes
+from plimsoll_worker.launch import graph_sizes, prompt_graph_sizes
 from plimsoll_worker.layers.kv_cache import KVCache
 from plimsoll_worker.models.decoder import Decoder
 
@@ -85,9 +92,8 @@ class ModelRunner:
         )
         self._staging = Staging(device, words_needed(tokens, max_sequences, cache.block_size), in_flight)
         self._sampler = Sampler(device, self._tokens_of)
-        self._hidden = torch.zeros(
-            (max_sequences, model.config.hidden_size), dtype=model.dtype, device=device
-        )
+        captured = max(max_sequences, *prompt_graph_sizes(max_batched_tokens), 0)
+        self._hidden = torch.zeros((captured, model.config.hidden_size), dtype=model.dtype, device=device)
         self._arrived = torch.zeros(
             (0 if position.is_first else tokens, model.config.hidden_size), dtype=model.dtype, device=device
         )
@@ -99,6 +105,7 @@ class ModelRunner:
         ]
         self._turn = 0
         self.graphs = DecodeGraphs(())
+        self.prompt_graphs = PromptGraphs((), max_sequences)
 
     @property
     def workspace_bytes(self) -> int:
@@ -132,25 +139,42 @@ class ModelRunner:
         completes, in order. For who chooses the tokens himself: all known tokens are uploaded anew."""
         for part in step:
             self._tables.forget(part.sequence.slot)
-        inputs = self._stage(step, None, samples=sum(part.completes for part in step))
+        samples = sum(part.completes for part in step)
+        inputs = self._stage(step, lambda: self._mixed_inputs(step, samples=samples))
         hidden = self._forward(inputs)
         return self.model.logits(hidden.index_select(0, inputs.last_tokens))
 
     @torch.inference_mode()
     def capture(self, recorder: Recorder | None = None) -> None:
-        """Record graphs for decode steps, the largest first, after a run that compiles what they need. On a
-        CPU there is nothing to record, unless a recorder is given."""
+        """Record graphs for short steps with prompts and for decode steps, the largest first, each after a
+        run that compiles what it needs. On a CPU there is nothing to record, unless a recorder is given."""
         if recorder is None:
             if self.model.device.type == "cpu":
                 return
             recorder = CudaRecorder(self.model.device)
+        self.prompt_graphs = self._capture_prompts(recorder)
+        self.graphs = self._capture_decoding(recorder)
+
+    def _capture_prompts(self, recorder: Recorder) -> PromptGraphs:
+        graphs = PromptGraphs(prompt_graph_sizes(self.max_batched_tokens), self.max_sequences)
+        for size in reversed(graphs.sizes):
+            self._staging.begin()
+            inputs = self._mixed_inputs([], samples=0, padding=self._padding(size, graphs.rows(size)))
+            self._staging.send()
+
+            def forward(inputs: StepInputs = inputs, size: int = size) -> None:
+                self._hidden[:size].copy_(self._forward(inputs))
+
+            forward()
+            graphs.add(size, recorder.record(forward))
+        return graphs
+
+    def _capture_decoding(self, recorder: Recorder) -> DecodeGraphs:
         graphs = DecodeGraphs(graph_sizes(self.max_sequences))
         samples = self.model.position.is_last
         for size in reversed(graphs.sizes):
             self._staging.begin()
-            inputs = decode_inputs(
-                [], self._staging, self._tables, self.cache.block_size, size=size, longest=self._longest
-            )
+            inputs = self._decode_inputs([], size)
             self._staging.send()
 
             def forward(inputs: StepInputs = inputs, size: int = size) -> None:
@@ -163,7 +187,7 @@ class ModelRunner:
             if samples:
                 sample()
             graphs.add(size, recorder.record(forward), recorder.record(sample) if samples else None)
-        self.graphs = graphs
+        return graphs
 
     @torch.inference_mode()
     def rehearse(self) -> None:
@@ -186,7 +210,10 @@ class ModelRunner:
 
     def _decode(self, step: Ordered[Scheduled], layers: int | None) -> dict[int, LogprobRow]:
         size = self.graphs.bucket(len(step))
-        inputs = self._stage(step, size, samples=len(step))
+        if size is None:
+            inputs = self._stage(step, lambda: self._mixed_inputs(step, samples=len(step)))
+        else:
+            inputs = self._stage(step, lambda: self._decode_inputs(step, size))
         if not self.model.position.is_first:
             self._receive(len(step))
         if size is None:
@@ -205,13 +232,21 @@ class ModelRunner:
     def _mixed(
         self, step: Ordered[Scheduled], rows: Ordered[Scheduled], layers: int | None
     ) -> dict[int, LogprobRow]:
-        samples = self.graphs.bucket(len(rows)) or len(rows)
-        inputs = self._stage(step, None, samples=samples if rows else 0)
+        samples = (self.graphs.bucket(len(rows)) or len(rows)) if rows else 0
+        tokens = sum(part.count for part in step)
+        graphs = self.prompt_graphs
+        size = graphs.bucket(tokens, len(step)) if layers is None else None
+        padding = None if size is None else self._padding(size, graphs.rows(size))
+        inputs = self._stage(step, lambda: self._mixed_inputs(step, samples=samples, padding=padding))
         if not self.model.position.is_first:
-            self._receive(len(inputs.positions))
-        hidden = self._forward(inputs, layers)
+            self._receive(tokens)
+        if size is None:
+            hidden = self._forward(inputs, layers)
+        else:
+            graphs.forward(size)
+            hidden = self._hidden[:size]
         if not self.model.position.is_last:
-            self.neighbours.send(hidden)
+            self.neighbours.send(hidden[:tokens])
             return {}
         return self._choose(hidden.index_select(0, inputs.last_tokens), inputs, rows) if rows else {}
 
@@ -221,9 +256,8 @@ class ModelRunner:
         self.neighbours.receive(arrived)
         self.model.ranks.take_word(arrived)
 
-    def _stage(self, step: Ordered[Scheduled], size: int | None, *, samples: int) -> StepInputs:
-        """Bring a step to the device; `size`: laid out and padded as the graph of this size has it; else with
-        its samples padded to `samples`."""
+    def _stage(self, step: Ordered[Scheduled], laid_out: Callable[[], StepInputs]) -> StepInputs:
+        """Bring a step to the device."""
         places: list[int] = []
         blocks: list[int] = []
         told: list[int] = []
@@ -233,12 +267,7 @@ class ModelRunner:
             self._tables.grown(part.sequence, places, blocks)
             self._tables.learned(part.sequence, told, tokens)
         self._staging.begin()
-        if size is None:
-            inputs = mixed_inputs(step, self._staging, self._tables, self.cache.block_size, samples=samples)
-        else:
-            inputs = decode_inputs(
-                step, self._staging, self._tables, self.cache.block_size, size=size, longest=self._longest
-            )
+        inputs = laid_out()
         # Behind the arrays of the graph, whose places must not move.
         grown = self._tables.write(self._staging, places, blocks)
         learned = self._tables.write(self._staging, told, tokens)
@@ -249,10 +278,22 @@ class ModelRunner:
             self._tables.apply_tokens(*learned)
         return inputs
 
-    @property
-    def _longest(self) -> int:
-        """No context that a graph meets is longer."""
-        return self.max_context_tokens
+    def _decode_inputs(self, step: Ordered[Scheduled], size: int) -> StepInputs:
+        """As the graph of this size has them."""
+        longest = self.max_context_tokens
+        return decode_inputs(
+            step, self._staging, self._tables, self.cache.block_size, size=size, longest=longest
+        )
+
+    def _mixed_inputs(
+        self, step: Ordered[Scheduled], *, samples: int, padding: Padding | None = None
+    ) -> StepInputs:
+        return mixed_inputs(
+            step, self._staging, self._tables, self.cache.block_size, samples=samples, padding=padding
+        )
+
+    def _padding(self, tokens: int, rows: int) -> Padding:
+        return Padding(tokens=tokens, rows=rows, longest=self.max_context_tokens)
 
     def _forward(self, inputs: StepInputs, layers: int | None = None) -> Tensor:
         """Hidden states (tokens, hidden) of the step."""

@@ -4,7 +4,7 @@
     rows      one entry a sequence             its slot, its context after the step, its first token
     samples   one entry a completed sequence   its last token, where the new token goes, seed, temperature
 
-In a decode step the three are the same sequences in the same order; it may be padded to a size for which
+In a decode step the three are the same sequences in the same order. A step may be padded to a size for which
 there is a graph.
 """
 
@@ -91,14 +91,37 @@ def decode_inputs(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """What a step is padded to."""
+
+    tokens: int
+    rows: int
+    longest: int
+    """No context that a graph of these shapes meets is longer."""
+
+
 def mixed_inputs(
-    step: Ordered[Scheduled], staging: Staging, tables: SlotTables, block_size: int, *, samples: int
+    step: Ordered[Scheduled],
+    staging: Staging,
+    tables: SlotTables,
+    block_size: int,
+    *,
+    samples: int,
+    padding: Padding | None = None,
 ) -> StepInputs:
     """A step of any tokens, its samples padded to `samples`."""
-    counts = np.array([part.count for part in step])
-    starts = np.concatenate(([0], counts.cumsum()))
-    positions = np.empty(starts[-1], dtype=np.int64)
-    places, cache_slots = np.empty_like(positions), np.empty_like(positions)
+    counts = [part.count for part in step]
+    starts = np.cumsum([0, *counts])
+    if padding is None:
+        longest = max(part.start + part.count for part in step)
+        padding = Padding(tokens=int(starts[-1]), rows=len(step), longest=longest)
+        most = max(counts)
+    else:
+        most = padding.tokens
+    idle = tables.padding * tables.width
+    positions = np.zeros(padding.tokens, dtype=np.int64)
+    places, cache_slots = np.full_like(positions, idle), np.full_like(positions, -1)
     for index, part in enumerate(step):
         mine = slice(starts[index], starts[index + 1])
         own = np.arange(part.start, part.start + part.count)
@@ -109,19 +132,21 @@ def mixed_inputs(
     completed = [part for part in step if part.completes]
     ends = [int(end) - 1 for end, part in zip(starts[1:], step, strict=True) if part.completes]
     new_places = [part.sequence.slot * tables.width + sampling_position(part) for part in completed]
-    padding = samples - len(completed)
+    nobody = padding.rows - len(step)
+    lacking = samples - len(completed)
     return StepInputs(
         token_places=staging.put(places, torch.int64),
         positions=staging.put(positions, torch.int64),
         cache_slots=staging.put(cache_slots, torch.int64),
-        slots=staging.put([part.sequence.slot for part in step], torch.int64),
-        context_lens=staging.put([part.start + part.count for part in step], torch.int32),
-        query_start=staging.put(starts, torch.int32),
-        last_tokens=staging.put(ends + [0] * padding, torch.int64),
-        new_places=staging.put(new_places + [tables.padding * tables.width] * padding, torch.int64),
-        noise=_noise(completed, staging, padding),
-        max_query_len=int(counts.max()),
-        max_context_len=max(part.start + part.count for part in step),
+        slots=staging.put([part.sequence.slot for part in step] + [tables.padding] * nobody, torch.int64),
+        context_lens=staging.put([part.start + part.count for part in step] + [0] * nobody, torch.int32),
+        query_start=staging.put([*starts, *[starts[-1]] * nobody], torch.int32),
+        # Samples have no part in a graph: their places may move.
+        last_tokens=staging.put(ends + [0] * lacking, torch.int64),
+        new_places=staging.put(new_places + [idle] * lacking, torch.int64),
+        noise=_noise(completed, staging, lacking),
+        max_query_len=most,
+        max_context_len=padding.longest,
     )
 
 

@@ -34,6 +34,13 @@ def graph_sizes(max_sequences: int) -> tuple[int, ...]:
     return (*(size for size in sizes if size < max_sequences), max_sequences)
 
 
+def prompt_graph_sizes(max_batched_tokens: int) -> tuple[int, ...]:
+    """Tokens of steps with prompts that are captured as CUDA graphs. On one H100 launching a step of
+    Llama-3.1-8B kernel by kernel takes Python 15 ms, the device 6 ms for 128 tokens and 12 ms for 512; with
+    more tokens the device is the slower one."""
+    return tuple(size for size in (64, 128, 192, 256, 384, 512) if size <= max_batched_tokens)
+
+
 class LaunchError(ValueError):
     """The launch is missing or malformed; the message says which field and what was expected."""
 
