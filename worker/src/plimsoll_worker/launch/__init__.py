@@ -26,10 +26,7 @@ from plimsoll_worker.launch.memory import (
     PredictedMemory,
 )
 from plimsoll_worker.launch.precision import (
-    GGUF,
-    GGUF_BLOCKS,
     INT4_GROUP,
-    BlockForm,
     Device,
     Precision,
     WeightsScheme,
@@ -67,8 +64,6 @@ __all__ = [
     "ADMIN_PORT",
     "CAPABILITIES",
     "ENGINE_VERSION",
-    "GGUF",
-    "GGUF_BLOCKS",
     "INT4_GROUP",
     "LAUNCH_ENV",
     "LAUNCH_VERSION",
@@ -77,7 +72,6 @@ __all__ = [
     "STAGE_PORT",
     "TERMINATION_MESSAGE_BYTES",
     "TERMINATION_MESSAGE_PATH",
-    "BlockForm",
     "Bytes",
     "Capabilities",
     "Device",
