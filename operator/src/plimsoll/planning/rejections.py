@@ -88,7 +88,10 @@ def no_nodes(supply: Supply, refused: Sequence[Refused], device: Device) -> Reje
     if refused:
         found = words.count(len({node.name for nodes, _ in refused for node in nodes}), "node")
         with_gpu = " with usable GPUs" if device is Device.GPU else ""
-        return Rejection(reason, f"none of {found}{with_gpu} can be used: {grouped(refused)}")
+        told = f"none of {found}{with_gpu} can be used: {grouped(refused)}"
+        if device is Device.GPU and supply.unusable:
+            told += f". GPUs that are not usable at all: {_reasons(supply.unusable)}"
+        return Rejection(reason, told)
     if device is Device.CPU:
         return Rejection(reason, "the cluster has no nodes")
     return Rejection(reason, _no_gpus(supply.unusable))
@@ -101,11 +104,14 @@ def _no_gpus(unusable: Sequence[NodeGPUs]) -> str:
             "nvidia.com/gpu.product and nvidia.com/gpu.memory, which GPU feature discovery writes "
             "(placement.device: CPU runs without)"
         )
+    return f"no node offers a usable GPU. {_reasons(unusable)}"
+
+
+def _reasons(unusable: Sequence[NodeGPUs]) -> str:
     reasons: dict[str, list[str]] = {}
     for entry in unusable:
         reasons.setdefault(entry.gpu.reason, []).append(entry.node.name)
-    told = "; ".join(f"{words.listed(nodes)}: {reason}" for reason, nodes in list(reasons.items())[:3])
-    return f"no node offers a usable GPU. {told}"
+    return "; ".join(f"{words.listed(nodes)}: {reason}" for reason, nodes in list(reasons.items())[:3])
 
 
 def no_cut(request: DeploymentRequest, admitted: Admitted) -> Rejection:
