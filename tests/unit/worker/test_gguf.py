@@ -20,8 +20,8 @@ from plimsoll_worker.config import FrequencyFactors, LinearScaling, Llama3Scalin
 from plimsoll_worker.errors import ModelNotFound, ModelUnreadable, ModelUnsupported
 from plimsoll_worker.layers.rotary import inverse_frequencies
 from plimsoll_worker.loading.checkpoint import open_checkpoint
-from plimsoll_worker.loading.gguf import halves_from_pairs
 from plimsoll_worker.loading.gguf_file import GgufFile
+from plimsoll_worker.loading.gguf_matrices import halves_from_pairs
 
 HIDDEN, HEADS, KV_HEADS, INNER, LAYERS, VOCAB = 64, 4, 2, 96, 2, 50
 METADATA: dict[str, int | float | str] = {

@@ -51,6 +51,7 @@ def run(launch: Launch, settings: Settings) -> None:
     from plimsoll_worker.parallel.position import Position
     from plimsoll_worker.parallel.rank_processes import COMPILED, RankProcesses
     from plimsoll_worker.parallel.stage import Stage
+    from plimsoll_worker.quant.stored import staying
     from plimsoll_worker.selfcheck import check_effective, check_plan
     from plimsoll_worker.server.frontend import Frontend
     from plimsoll_worker.serving import end_now, open_service, reporting, stop_on_sigterm
@@ -78,20 +79,23 @@ def run(launch: Launch, settings: Settings) -> None:
         tokenizer = checkpoint.tokenizer()
         frontend.speak(tokenizer)
         memory = open_device(launch.device, ranks=ranks.pids)
+        as_stored = launch.weights.checkpoint is not None
+        stored = staying(checkpoint.stored, as_stored=as_stored)
         check_plan(
             launch,
             checkpoint.config,
             memory.product,
-            checkpoint=checkpoint.stored.format if checkpoint.stored else "",
+            checkpoint=stored.format if stored else "",
             capability=memory.capability,
         )
-        kernels.want(launch, checkpoint.config, checkpoint.stored.form if checkpoint.stored else None)
+        kernels.want(launch, checkpoint.config, stored.forms.values() if stored else ())
         together = ranks.gather(memory)
         model = load_model(
             checkpoint,
             device=memory.torch_device,
             precision=launch.weights.computed_in,
             matrices=launch.weights.name,
+            as_stored=as_stored,
             context=launch.max_context_tokens,
             position=Position.of(launch),
             progress=startup.loaded,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from plimsoll.model.facts import ModelFacts
 from plimsoll.sizing.configuration import Configuration, Term, Workload
 from plimsoll.sizing.parallel import check_parallel, split_stages
-from plimsoll.sizing.quantized import check_groups
+from plimsoll.sizing.quantized import check_blocks, check_groups
 from plimsoll.sizing.runtime import RuntimeConstants, runtime_constants
 from plimsoll.sizing.terms import RankTerms
 from plimsoll_worker.launch import PredictedMemory
@@ -67,6 +67,8 @@ def footprint(
     check_parallel(facts, tensor=configuration.tensor_parallel, pipeline=configuration.pipeline_parallel)
     if configuration.scheme is not None:
         check_groups(facts, configuration.scheme, configuration.tensor_parallel)
+    if configuration.stored and facts.format == "gguf":
+        check_blocks(facts, configuration.tensor_parallel)
     constants = constants or runtime_constants(configuration.device)
     rank = RankTerms(facts, configuration, workload, constants)
     # By identity: stages of the same layers share their terms.

@@ -16,10 +16,15 @@ from dataclasses import dataclass
 
 from plimsoll.model.facts import LayerClass, ModelFacts, Role, TensorGroup
 from plimsoll.sizing.parallel import ParallelRefused, rank_share
-from plimsoll.sizing.schemes import QuantizationScheme, Quantized
+from plimsoll.sizing.schemes import QuantizationScheme, Quantized, blocks_of
 
 GATED, PLAIN = 3, 2
 """Matrices of a feed-forward block: gate, up and down, or up and down."""
+_CUT_BY_COLUMNS = {
+    Role.ATTENTION_Q: "output projection",
+    Role.MLP: "down projection",
+    Role.EXPERT: "experts' down projection",
+}
 _EXPERT_WIDTH = "columns of an expert"
 _SHARED_WIDTHS = ("columns of the shared expert", "columns of the shared MLP")
 
@@ -133,16 +138,36 @@ def check_groups(facts: ModelFacts, scheme: QuantizationScheme, tensor: int) -> 
         return
     for what, columns in dict.fromkeys(_cut_columns(facts)):
         if columns % (tensor * scheme.group):
-            raise ParallelRefused(
-                f"{scheme.name} keeps a scale for {scheme.group} columns: {columns} columns of the {what}"
-                f" over tensor parallel {tensor} are {columns / tensor:g} a rank, not whole groups"
-            )
+            raise _splits(scheme, tensor, columns, what)
+
+
+def _splits(scheme: QuantizationScheme, tensor: int, columns: int, what: str) -> ParallelRefused:
+    return ParallelRefused(
+        f"{scheme.name} keeps a scale for {scheme.group} columns: {columns} columns of the {what}"
+        f" over tensor parallel {tensor} are {columns / tensor:g} a rank, not whole groups"
+    )
+
+
+def check_blocks(facts: ModelFacts, tensor: int) -> None:
+    """The same for a GGUF file whose blocks stay."""
+    for layer in facts.layers:
+        for group in layer.groups:
+            if scheme := blocks_of(group):
+                _check_cut(facts, layer, group, scheme, tensor)
+
+
+def _check_cut(
+    facts: ModelFacts, layer: LayerClass, group: TensorGroup, scheme: QuantizationScheme, tensor: int
+) -> None:
+    columns = {Role.ATTENTION_Q: facts.heads * layer.value_dim, Role.MLP: facts.intermediate}
+    assert scheme.group is not None
+    if columns.get(group.role, 0) % (tensor * scheme.group):
+        raise _splits(scheme, tensor, columns[group.role], _CUT_BY_COLUMNS[group.role])
 
 
 def _cut_columns(facts: ModelFacts) -> Iterator[tuple[str, int]]:
-    names = {Role.ATTENTION_Q: "output projection", Role.MLP: "down projection"}
     for layer in facts.layers:
         for group in layer.groups:
             for matrix in matrices(group, facts, layer):
                 if matrix.cut_columns:
-                    yield names.get(group.role, "experts' down projection"), matrix.columns
+                    yield _CUT_BY_COLUMNS[group.role], matrix.columns

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from plimsoll.model.facts import PackedMatrices
-from plimsoll_worker.launch import INT4_GROUP, Precision
+from plimsoll.model.facts import ModelFacts, PackedMatrices, Role, TensorGroup
+from plimsoll_worker.launch import GGUF, GGUF_BLOCKS, INT4_GROUP, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,34 @@ def scheme_of(packed: PackedMatrices) -> QuantizationScheme:
         return FP8_IN_BLOCKS
     scheme = SCHEMES[Precision(packed.precision)]
     return replace(scheme, group=packed.group or None) if scheme is INT4 else scheme
+
+
+BLOCKS = {
+    kind: QuantizationScheme(
+        name=kind,
+        bits=block.precision.bits,
+        group=block.group,
+        scale=block.scale,
+        minimums=block.precision is Precision.INT4,
+    )
+    for kind, block in GGUF_BLOCKS.items()
+}
+"""GGUF block types that the engine keeps number by number. Rows are whole blocks, and blocks whole groups."""
+IN_BLOCKS = frozenset({Role.ATTENTION_Q, Role.ATTENTION_KV, Role.MLP})
+"""Roles whose matrices may stay in blocks."""
+
+
+def blocks_of(group: TensorGroup) -> QuantizationScheme | None:
+    """How a group of a GGUF file's layer is kept where its blocks stay; None: widened."""
+    return BLOCKS.get(group.dtype) if group.role in IN_BLOCKS else None
+
+
+def stored_format(facts: ModelFacts) -> str:
+    """The format in which matrices may stay as the files hold them; empty where there is none."""
+    if facts.quantization or facts.format != "gguf":
+        return facts.quantization
+    kept = any(blocks_of(group) for layer in facts.layers for group in layer.groups)
+    return GGUF if kept else ""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 precision; or the bytes of a quantized checkpoint as they are stored.
 
 A checkpoint and what is loaded differ: a tied head stored a second time is kept once, a block-quantized GGUF
-is widened to the precision that the engine computes in, a vision tower and prediction layers stay in the
-files.
+is widened to the precision that the engine computes in or kept in the engine's forms, a vision tower and
+prediction layers stay in the files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from plimsoll.model.facts import LayerClass, ModelFacts, Role, TensorGroup
 from plimsoll.sizing.parallel import rank_share
 from plimsoll.sizing.quantized import layer_parts
-from plimsoll.sizing.schemes import Quantized, Stored, scheme_of
+from plimsoll.sizing.schemes import Quantized, Stored, blocks_of, scheme_of
 from plimsoll_worker.launch import Device, Precision
 
 FLOATS = frozenset({"F32", "F16", "BF16"})
@@ -101,12 +101,26 @@ def _stored_bytes(
     facts: ModelFacts, layer: LayerClass, group: TensorGroup, tensor: int, rest: Precision
 ) -> int:
     """Bytes of one group of a layer of a quantized checkpoint."""
+    if facts.format == "gguf":
+        return _block_bytes(facts, layer, group, tensor, rest)
     if group.dtype in FLOATS:
         return rank_bytes(group, facts, layer, tensor, rest)
     if facts.packed is None:
         return rank_bytes(group, facts, layer, tensor, None)
     kept = Quantized(scheme_of(facts.packed), rest)
     return layer_parts(facts, layer.model_copy(update={"groups": (group,)}), tensor, kept).total(kept)
+
+
+def _block_bytes(
+    facts: ModelFacts, layer: LayerClass, group: TensorGroup, tensor: int, rest: Precision
+) -> int:
+    """Bytes of one group of a layer of a GGUF file: rows and ranks hold whole groups of columns."""
+    scheme = blocks_of(group)
+    if scheme is None:
+        return rank_bytes(group, facts, layer, tensor, rest)
+    held, of = rank_share(group, facts, layer, tensor)
+    numbers = -(-group.elements * held // of)
+    return scheme.packed_bytes(numbers) + scheme.scale_bytes(numbers, rest)
 
 
 def outer_bytes(facts: ModelFacts, tensor: int, roles: Iterable[Role], precision: Precision | None) -> int:

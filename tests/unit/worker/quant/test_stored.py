@@ -94,7 +94,7 @@ def test_a_quantized_checkpoint_answers_as_the_weights_it_stands_for(packer: Pac
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.stored is not None
     assert checkpoint.stored.format == facts.quantization
-    assert checkpoint.stored.form in checkpoint.stored.forms.values()
+    assert not checkpoint.stored.optional
 
 
 def test_modules_that_a_quantizer_skipped_stay_as_they_are(tmp_path: Path) -> None:

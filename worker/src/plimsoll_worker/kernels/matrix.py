@@ -73,15 +73,23 @@ class QuantizedMatrix:
         return self.precision is Precision.FP8 and self.scales.dim() == 2
 
 
+OneMatrix = Tensor | QuantizedMatrix
+
+
 @dataclass(frozen=True, slots=True)
 class StackedMatrix:
     """Matrices of the same inputs, the rows of one below the other's: queries and keys in fewer bits than
     values, say, as many GGUF files have them. Each is multiplied by itself."""
 
-    parts: tuple[Tensor | QuantizedMatrix, ...]
+    parts: tuple[OneMatrix, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs)."""
+        return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
 
 
-Matrix = Tensor | QuantizedMatrix | StackedMatrix
+Matrix = OneMatrix | StackedMatrix
 
 
 def pack_int4(numbers: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from plimsoll_worker.kernels import reference
 from plimsoll_worker.kernels.batch import AttentionBatch
-from plimsoll_worker.kernels.matrix import Matrix, QuantizedMatrix, StackedMatrix
+from plimsoll_worker.kernels.matrix import Matrix, OneMatrix, QuantizedMatrix, StackedMatrix
 from plimsoll_worker.kernels.reference import Activation
 
 FEW_ROWS = 16
@@ -98,9 +98,7 @@ def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
     return reference.linear(x, weight, bias)
 
 
-def _stacked(
-    weight: StackedMatrix, bias: Tensor | None
-) -> Iterator[tuple[Tensor | QuantizedMatrix, Tensor | None]]:
+def _stacked(weight: StackedMatrix, bias: Tensor | None) -> Iterator[tuple[OneMatrix, Tensor | None]]:
     """Each part and its biases."""
     first = 0
     for part in weight.parts:

@@ -45,8 +45,8 @@ class Wanted:
     config: ModelConfig
     weights: Precision
     """Of all that is not quantized; what is computed in."""
-    form: Form | None = None
-    """What matrices of layers are kept in; None: `weights`."""
+    forms: tuple[Form, ...] = ()
+    """What matrices of layers are kept in, one or another of them; none: `weights`."""
     kv_cache: Precision
     max_sequences: int
     max_context_tokens: int
@@ -70,8 +70,8 @@ class Precompilation:
             hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env=hidden)
 
-    def want(self, launch: Launch, config: ModelConfig, form: Form | None = None) -> None:
-        """Begin to compile for the card that torch has made current. `form`: of the matrices of a quantized
+    def want(self, launch: Launch, config: ModelConfig, forms: Iterable[Form] = ()) -> None:
+        """Begin to compile for the card that torch has made current. `forms`: of the matrices of a quantized
         checkpoint."""
         if self._process is None:
             return
@@ -80,10 +80,11 @@ class Precompilation:
         from plimsoll_worker.quant.form import Form
 
         card = torch.cuda.get_device_properties(torch.cuda.current_device())
+        rounded = Form.on_load(launch.weights.name)
         wanted = Wanted(
             config=config,
             weights=launch.weights.computed_in,
-            form=form or Form.on_load(launch.weights.name),
+            forms=tuple(dict.fromkeys(forms)) or ((rounded,) if rounded else ()),
             kv_cache=launch.kv_cache,
             max_sequences=launch.max_concurrent_sequences,
             max_context_tokens=launch.max_context_tokens,
@@ -113,12 +114,14 @@ def kernels_of(wanted: Wanted) -> list[Kernel]:
 
     with recording(Card.of(wanted.capability, wanted.multiprocessors)) as recorded:
         for rank in range(min(wanted.ranks, 2)):  # the first adds the residual, all others are alike
-            _run(_runner(wanted, rank), QUANTIZED_PROMPTS if wanted.form else PROMPTS)
+            for form in wanted.forms or (None,):
+                _run(_runner(wanted, rank, form), QUANTIZED_PROMPTS if form else PROMPTS)
     return list(recorded.kernels.values())
 
 
-def _runner(wanted: Wanted, rank: int = 0) -> ModelRunner:
-    """A runner without memory; of layers that are alike the model has one."""
+def _runner(wanted: Wanted, rank: int = 0, form: Form | None = None) -> ModelRunner:
+    """A runner without memory whose matrices are kept in `form`; of layers that are alike the model has
+    one."""
     import torch
 
     from plimsoll_worker.engine.model_runner import ModelRunner
@@ -134,7 +137,7 @@ def _runner(wanted: Wanted, rank: int = 0) -> ModelRunner:
         model = Decoder(config, position)
     if wanted.ranks > 1:
         model.ranks = Imagined(position)
-    forms = dict.fromkeys(quantizable(model), wanted.form) if wanted.form else {}
+    forms = dict.fromkeys(quantizable(model), form) if form else {}
     give_memory(model, torch.device("meta"), DTYPES[wanted.weights], forms)
     model.make_ready(wanted.max_context_tokens)
     cache = KVCache(

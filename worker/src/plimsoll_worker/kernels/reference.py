@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from plimsoll_worker.kernels.batch import AttentionBatch
-from plimsoll_worker.kernels.matrix import Matrix, dequantized_rows
+from plimsoll_worker.kernels.matrix import OneMatrix, dequantized_rows
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -44,7 +44,7 @@ def gated_activation(gate_up: Tensor, kind: Activation) -> Tensor:
     return (active * up).to(gate_up.dtype)
 
 
-def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: OneMatrix, bias: Tensor | None = None) -> Tensor:
     if isinstance(weight, Tensor):
         return functional.linear(x, weight, bias)
     out = x.new_empty(*x.shape[:-1], weight.outputs)

@@ -26,7 +26,10 @@ from plimsoll_worker.launch.memory import (
     PredictedMemory,
 )
 from plimsoll_worker.launch.precision import (
+    GGUF,
+    GGUF_BLOCKS,
     INT4_GROUP,
+    BlockForm,
     Device,
     Precision,
     WeightsScheme,
@@ -64,6 +67,8 @@ __all__ = [
     "ADMIN_PORT",
     "CAPABILITIES",
     "ENGINE_VERSION",
+    "GGUF",
+    "GGUF_BLOCKS",
     "INT4_GROUP",
     "LAUNCH_ENV",
     "LAUNCH_VERSION",
@@ -72,6 +77,7 @@ __all__ = [
     "STAGE_PORT",
     "TERMINATION_MESSAGE_BYTES",
     "TERMINATION_MESSAGE_PATH",
+    "BlockForm",
     "Bytes",
     "Capabilities",
     "Device",

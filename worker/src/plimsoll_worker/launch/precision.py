@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from plimsoll_worker.launch.wire import Wire
 
@@ -66,7 +67,8 @@ class WeightsScheme(Wire):
     compute: Precision | None = None
     """What embedding, head, norms and biases are kept in, and all is computed in; None: `name`."""
     checkpoint: str | None = None
-    """Format of a quantized checkpoint whose matrices stay as they are stored, for example gptq."""
+    """Format of a quantized checkpoint whose matrices stay as they are stored, for example gptq. A GGUF file
+    may be planned so (GGUF), or widened like any other."""
 
     @property
     def computed_in(self) -> Precision:
@@ -99,3 +101,28 @@ class WeightsScheme(Wire):
 
 INT4_GROUP: Final = 128
 """Numbers along a row of an INT4 matrix that share a scale and a minimum."""
+
+GGUF: Final = "gguf"
+"""The `checkpoint` of a scheme that keeps the blocks of a GGUF file."""
+
+
+class BlockForm(NamedTuple):
+    """What the numbers of a GGUF block type are kept in, each as it is."""
+
+    precision: Precision
+    """INT4 (a scale and a minimum for each group) or INT8 (a scale)."""
+    group: int
+    """Columns that share a scale."""
+    scale: Precision | None = None
+    """What scales are kept in; None: what is computed in."""
+
+
+GGUF_BLOCKS: Final[Mapping[str, BlockForm]] = {
+    "Q4_0": BlockForm(Precision.INT4, 32),
+    "Q4_1": BlockForm(Precision.INT4, 32),
+    "Q4_K": BlockForm(Precision.INT4, 32),
+    "Q6_K": BlockForm(Precision.INT8, 16),
+    # The scales stand in the file as they are kept.
+    "Q8_0": BlockForm(Precision.INT8, 32, Precision.FP16),
+}
+"""Block types that stay as they are; the others are widened while they are read."""

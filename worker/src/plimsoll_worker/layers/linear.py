@@ -6,12 +6,14 @@ before it is read, that alone loads torch's compiler: seconds of start-up and 11
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional
 
 from plimsoll_worker.kernels import ops
-from plimsoll_worker.kernels.matrix import Matrix, QuantizedMatrix
+from plimsoll_worker.kernels.matrix import Matrix, OneMatrix, QuantizedMatrix, StackedMatrix
 from plimsoll_worker.layers.rmsnorm import RMSNorm
 from plimsoll_worker.layers.waiting import waiting
 
@@ -22,7 +24,8 @@ QUANTIZED_PARTS = ("numbers", "scales", "minimums")
 class Linear(nn.Module):
     """x @ weightᵀ + bias; the weight is (outputs, inputs).
 
-    A quantized matrix has its tensors registered as `numbers`, `scales` and `minimums`, and no `weight`.
+    A quantized matrix has its tensors registered as `numbers`, `scales` and `minimums`, and no `weight`. One
+    whose rows are kept in several ways has `parts`, each of which keeps some of them.
     """
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool, sensitive: bool = False) -> None:
@@ -33,14 +36,32 @@ class Linear(nn.Module):
         self.weight: nn.Parameter | None = waiting(outputs, inputs)
         self.bias = waiting(outputs) if bias else None
         self.quantized: QuantizedMatrix | None = None
+        self.parts: Sequence[Linear] | None = None
 
     @property
     def matrix(self) -> Matrix:
         """What is multiplied with."""
+        if self.parts is not None:
+            return StackedMatrix(tuple(part._undivided for part in self.parts))  # noqa: SLF001 - its own kind
+        return self._undivided
+
+    @property
+    def _undivided(self) -> OneMatrix:
         if self.quantized is not None:
             return self.quantized
         assert self.weight is not None
         return self.weight
+
+    def divide(self, rows: Sequence[int]) -> None:
+        """Keep so many rows after another in parts of their own, which wait for their weights."""
+        assert self.weight is not None
+        outputs, inputs = self.weight.shape
+        assert sum(rows) == outputs, f"parts of {rows} rows of a matrix of {outputs}"
+        with self.weight.device:
+            self.parts = [Linear(inputs, height, bias=False) for height in rows]
+        self.weight = None
+        for index, part in enumerate(self.parts):
+            self.add_module(f"part{index}", part)
 
     def quantize(self, matrix: QuantizedMatrix) -> None:
         """Keep `matrix` in place of the weight, and count its bytes as parameters."""

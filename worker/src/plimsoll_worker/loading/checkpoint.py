@@ -60,8 +60,8 @@ class Checkpoint(Protocol):
 
     @property
     def stored(self) -> StoredMatrices | None:
-        """The matrices that lie there packed and stay so; their names are among `names`. None: nothing
-        does."""
+        """The matrices that lie there packed and stay so, or may; their names are among `names`. None:
+        nothing does."""
         ...
 
     def tokenizer(self) -> Tokenizer:

@@ -1,8 +1,8 @@
 """A GGUF file as a checkpoint: llama.cpp's tensor names and layouts turned into the engine's.
 
 For llama and its kin llama.cpp rotates neighbouring elements, so its converter interleaves the rows of q and
-k; the engine rotates halves, as transformers does. The permutation is undone here, exactly (rows move, values
-do not).
+k; the engine rotates halves, as transformers does. The permutation is undone, exactly (rows move, values do
+not).
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import torch
 
 from plimsoll_worker.config import ModelConfig
 from plimsoll_worker.errors import ModelUnsupported
+from plimsoll_worker.launch import GGUF_BLOCKS
 from plimsoll_worker.loading.checkpoint import Part
 from plimsoll_worker.loading.config_gguf import config_from_gguf
 from plimsoll_worker.loading.gguf_file import GgufFile
+from plimsoll_worker.loading.gguf_matrices import GgufMatrices, halves_from_pairs
 from plimsoll_worker.loading.gguf_tokenizer import tokenizer_from_gguf
 from plimsoll_worker.loading.tokenizer import Tokenizer
 from plimsoll_worker.models.families import FAMILIES
@@ -53,6 +55,8 @@ STACKED = {
 }
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _PERMUTED = ("attn_q", "attn_k")
+_KEPT = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+"""Matrices that may stay in the file's blocks."""
 
 
 class GgufCheckpoint:
@@ -86,18 +90,31 @@ class GgufCheckpoint:
     def read(self, name: str, target: torch.Tensor, part: Part | None = None) -> None:
         stored = self._stored[name]
         tensor = self.file.read(stored)
-        layer = _LAYER.fullmatch(stored)
-        if layer and layer[2] in _PERMUTED and self._family.interleaved_pairs:
-            heads = self._config.head_count if layer[2] == "attn_q" else self._config.kv_head_count
-            tensor = halves_from_pairs(tensor, heads)
+        if self._is_paired(stored):
+            tensor = halves_from_pairs(tensor, tensor.shape[0] // self._config.head_dim)
         if stored.endswith("norm.weight"):
             # llama.cpp's converter adds Gemma's 1 to the weights themselves.
             tensor = tensor - self._config.norm_offset
         target.copy_(tensor if part is None else part.of(tensor))
 
-    @property
-    def stored(self) -> None:
-        return None
+    @cached_property
+    def stored(self) -> GgufMatrices | None:
+        kept = {
+            name: self.file.tensors[stored]
+            for name, stored in self._stored.items()
+            if (layer := _LAYER.fullmatch(stored))
+            and layer[2] in _KEPT
+            and self.file.tensors[stored].type in GGUF_BLOCKS
+        }
+        if not kept:
+            return None
+        paired = {name: self._config.head_dim for name in kept if self._is_paired(self._stored[name])}
+        return GgufMatrices(self.file, kept, paired)
+
+    def _is_paired(self, stored: str) -> bool:
+        """Whether llama.cpp's converter has interleaved the rows of its heads."""
+        layer = _LAYER.fullmatch(stored)
+        return bool(layer and layer[2] in _PERMUTED and self._family.interleaved_pairs)
 
     def tokenizer(self) -> Tokenizer:
         return tokenizer_from_gguf(self.file.metadata, self.file.path)
@@ -120,13 +137,3 @@ class GgufCheckpoint:
             f"{self.file.path}: tensor {stored} has no place in a {self._config.architecture} decoder as "
             "this engine runs it"
         )
-
-
-def halves_from_pairs(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Undo llama.cpp's `LlamaModel.permute` (convert_hf_to_gguf.py): rows of a head from pairs back to
-    halves.
-
-    (heads x half x 2, ...) → (heads x 2 x half, ...)
-    """
-    pairs = tensor.reshape(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(tensor.shape)

@@ -25,7 +25,7 @@ from plimsoll_worker.loading.json_file import read_json
 from plimsoll_worker.loading.tokenizer import Tokenizer, tokenizer_from_folder
 from plimsoll_worker.loading.transfer import Extent, copy_extent, copy_part
 from plimsoll_worker.quant.formats import layout_of
-from plimsoll_worker.quant.stored import StoredMatrices
+from plimsoll_worker.quant.stored import PackedMatrices
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -89,7 +89,7 @@ class SafetensorsCheckpoint:
     def tokenizer(self) -> Tokenizer:
         return tokenizer_from_folder(self.folder)
 
-    def _take_packed(self, found: dict[str, Extent]) -> StoredMatrices | None:
+    def _take_packed(self, found: dict[str, Extent]) -> PackedMatrices | None:
         """The packed matrices that config.json speaks of; their tensors are taken out of `found`."""
         file = self.folder / "config.json"
         config = read_json(file).get("quantization_config")
@@ -108,7 +108,7 @@ class SafetensorsCheckpoint:
                 f"{file}: quantization_config speaks of {method}, and no tensor *{layout.numbers} is packed"
                 " so"
             )
-        return StoredMatrices(
+        return PackedMatrices(
             format=method,
             layout=layout,
             shapes={

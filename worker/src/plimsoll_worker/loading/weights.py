@@ -8,23 +8,25 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import groupby
 
 import torch
 from torch import nn
 
 from plimsoll_worker.errors import ModelUnreadable, ModelUnsupported
-from plimsoll_worker.kernels.matrix import Matrix, QuantizedMatrix
+from plimsoll_worker.kernels.matrix import OneMatrix, QuantizedMatrix
 from plimsoll_worker.launch import Precision
 from plimsoll_worker.layers.linear import QUANTIZED_PARTS, Linear
 from plimsoll_worker.loading.checkpoint import Checkpoint, Part
 from plimsoll_worker.loading.placement import Piece, place, shares
 from plimsoll_worker.models.decoder import Decoder
 from plimsoll_worker.parallel.position import Position
-from plimsoll_worker.quant.form import Form, columns_of, copy_matrix, rows_of
+from plimsoll_worker.quant.form import Form, rows_of
 from plimsoll_worker.quant.rounding import round_into
+from plimsoll_worker.quant.stored import StoredMatrices, staying
 
 DTYPES = {
     Precision.FP32: torch.float32,
@@ -46,14 +48,16 @@ def load_model(
     device: torch.device,
     precision: Precision,
     matrices: Precision | None = None,
+    as_stored: bool = False,
     context: int | None = None,
     position: Position | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005 - of its signature
 ) -> Decoder:
     """The checkpoint's model on `device`, computing in `precision`, ready for inference with sequences of up
     to `context` tokens (None: as many as it was made for). `matrices`: what those of the layers are rounded
-    to while they are read (None: `precision`). `position`: whose share is loaded (None: the whole).
-    `progress` is told the bytes loaded and their sum.
+    to while they are read (None: `precision`). `as_stored`: those that lie packed in the checkpoint stay so,
+    also where they could be widened. `position`: whose share is loaded (None: the whole). `progress` is told
+    the bytes loaded and their sum.
 
     Raises ModelUnreadable when a tensor is missing or misshapen, ModelUnsupported when one has no place in
     the model or cannot be quantized.
@@ -66,14 +70,15 @@ def load_model(
     pieces = place(shapes, checkpoint.names(), config)
     _check_shapes(checkpoint, pieces, parameters)
     pieces = shares(pieces, shapes, dict(model.named_parameters()), config, model.position)
-    forms = _forms(checkpoint, pieces, model, Form.on_load(matrices or precision))
+    stored = staying(checkpoint.stored, as_stored=as_stored)
+    pieces, forms = _formed(pieces, model, stored, Form.on_load(matrices or precision))
     give_memory(model, device, DTYPES[precision], forms)
     # The largest first, so that no reader is left alone with the embedding at the end.
     regions = [(piece, _region(model, piece)) for piece in pieces]
     regions.sort(key=lambda region: region[1].nbytes, reverse=True)
     done, total = 0, model.weight_bytes
     with ThreadPoolExecutor(GPU_READERS if device.type == "cuda" else 1) as readers:
-        read = readers.map(lambda at: _read(checkpoint, *at), regions)
+        read = readers.map(lambda at: _read(checkpoint, stored, *at), regions)
         for region, _ in zip(regions, read, strict=True):
             done += region[1].nbytes
             progress(done, total)
@@ -84,41 +89,71 @@ def load_model(
 
 
 def quantizable(model: Decoder) -> dict[str, Linear]:
-    """The matrices that may be kept in fewer bits, by the name of the module."""
+    """The matrices that may be kept in fewer bits, by the name of the module; parts of one by theirs."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, Linear) and not module.sensitive
+        if isinstance(module, Linear) and not module.sensitive and module.parts is None
     }
 
 
-def _forms(
-    checkpoint: Checkpoint, pieces: Iterable[Piece], model: Decoder, on_load: Form | None
-) -> dict[str, Form]:
-    """What each module's matrix is kept in, where that is not the precision of the computation."""
-    linears, stored = quantizable(model), checkpoint.stored
-    kinds: dict[str, set[Form | None]] = {}
-    for piece in pieces:
-        module, _, leaf = piece.parameter.rpartition(".")
-        packed = stored.forms.get(piece.name) if stored else None
-        if module in linears and leaf == "weight":
-            form = packed if stored else on_load
-            kinds.setdefault(module, set()).add(form)
+def _formed(
+    pieces: Iterable[Piece], model: Decoder, stored: StoredMatrices | None, on_load: Form | None
+) -> tuple[tuple[Piece, ...], dict[str, Form]]:
+    """The pieces, and what each module's matrix is kept in where that is not the precision of the
+    computation. A matrix whose pieces are kept in several ways is divided, and they fill its parts."""
+    linears = quantizable(model)
+    placed: list[Piece] = []
+    forms: dict[str, Form] = {}
+    for (module, leaf), group in groupby(pieces, lambda piece: tuple(piece.parameter.rsplit(".", 1))):
+        if module not in linears or leaf != "weight":
+            placed += (_unpacked(piece, stored) for piece in group)
+            continue
+        runs = [
+            (form, list(run)) for form, run in groupby(group, lambda piece: _form(piece, stored, on_load))
+        ]
+        if len(runs) > 1:
+            linears[module].divide([_height(run) for _, run in runs])
+        for index, (form, run) in enumerate(runs):
+            part = f"{module}.part{index}" if len(runs) > 1 else module
+            placed += run if len(runs) == 1 else _moved(run, f"{part}.weight")
             if form is not None:
-                part = piece.part or Part()
-                form.check_cut(piece.name, columns=part.columns, rows=(piece.rows, part.rows))
-        elif packed is not None:
-            raise ModelUnsupported(
-                f"{piece.name} is quantized: this engine keeps embedding, head, routers and experts in 16"
-                " bit; use the unquantized model"
-            )
-    for module, found in kinds.items():
-        if len(found) > 1:
-            raise ModelUnsupported(
-                f"{module}: its parts are quantized in different ways; this engine has them in one matrix,"
-                " of one form; use the unquantized model"
-            )
-    return {module: form for module, (form,) in kinds.items() if form is not None}
+                forms[part] = form
+    return tuple(placed), forms
+
+
+def _form(piece: Piece, stored: StoredMatrices | None, on_load: Form | None) -> Form | None:
+    """Raises ModelUnsupported where a rank's part cuts numbers apart that share a scale."""
+    form = stored.forms.get(piece.name) if stored else on_load
+    if form is not None:
+        part = piece.part or Part()
+        form.check_cut(piece.name, columns=part.columns, rows=(piece.rows, part.rows))
+    return form
+
+
+def _unpacked(piece: Piece, stored: StoredMatrices | None) -> Piece:
+    if stored and piece.name in stored.forms:
+        raise ModelUnsupported(
+            f"{piece.name} is quantized: this engine keeps embedding, head, routers and experts in 16"
+            " bit; use the unquantized model"
+        )
+    return piece
+
+
+def _height(run: Sequence[Piece]) -> int:
+    """Rows that pieces fill, one below the other."""
+    rows = [piece.rows for piece in run]
+    return sum(last - first for first, last in filter(None, rows))
+
+
+def _moved(run: Sequence[Piece], parameter: str) -> Iterator[Piece]:
+    """The pieces, of which the first now begins its parameter."""
+    assert run[0].rows is not None
+    start = run[0].rows[0]
+    for piece in run:
+        assert piece.rows is not None, "pieces that share a matrix have rows"
+        first, last = piece.rows
+        yield replace(piece, parameter=parameter, rows=(first - start, last - start))
 
 
 def give_memory(model: Decoder, device: torch.device, dtype: torch.dtype, forms: Mapping[str, Form]) -> None:
@@ -142,7 +177,7 @@ def give_memory(model: Decoder, device: torch.device, dtype: torch.dtype, forms:
             setattr(model.get_submodule(owner), leaf, nn.Parameter(memory, requires_grad=False))
 
 
-def _region(model: Decoder, piece: Piece) -> Matrix:
+def _region(model: Decoder, piece: Piece) -> OneMatrix:
     """Where the tensor goes: a view."""
     owner, _, leaf = piece.parameter.rpartition(".")
     module = model.get_submodule(owner)
@@ -151,16 +186,15 @@ def _region(model: Decoder, piece: Piece) -> Matrix:
     return piece.region(model.get_parameter(piece.parameter))
 
 
-def _read(checkpoint: Checkpoint, piece: Piece, region: Matrix) -> None:
+def _read(checkpoint: Checkpoint, stored: StoredMatrices | None, piece: Piece, region: OneMatrix) -> None:
     if not isinstance(region, QuantizedMatrix):
         checkpoint.read(piece.name, region, piece.part)
         return
-    stored = checkpoint.stored
+    part = piece.part or Part()
     if stored is not None and piece.name in stored.forms:
-        copy_matrix(_share(stored.read(piece.name, region.dtype), piece), region)
+        stored.fill(piece.name, region, rows=part.rows, columns=part.columns)
         return
     device, step = region.numbers.device, max(1, SCRATCH_BYTES // (region.inputs * region.dtype.itemsize))
-    part = piece.part or Part()
     offset = part.rows[0] if part.rows else 0
     for first in range(0, region.outputs, step):
         last = min(first + step, region.outputs)
@@ -172,14 +206,6 @@ def _read(checkpoint: Checkpoint, piece: Piece, region: Matrix) -> None:
         if device.type == "cuda":
             # The next scratch may have this one's memory, and readers fill it on streams of their own.
             torch.cuda.current_stream(device).synchronize()
-
-
-def _share(matrix: QuantizedMatrix, piece: Piece) -> QuantizedMatrix:
-    """What this process reads of a packed matrix."""
-    part = piece.part or Part()
-    if part.columns is not None:
-        matrix = columns_of(matrix, *part.columns)
-    return matrix if part.rows is None else rows_of(matrix, *part.rows)
 
 
 def _check_shapes(

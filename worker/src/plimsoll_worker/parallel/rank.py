@@ -70,6 +70,7 @@ def _run(
         device=memory.torch_device,
         precision=launch.weights.computed_in,
         matrices=launch.weights.name,
+        as_stored=launch.weights.checkpoint is not None,
         context=launch.max_context_tokens,
         position=position,
     )

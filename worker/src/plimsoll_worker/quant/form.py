@@ -13,7 +13,7 @@ import torch
 
 from plimsoll_worker.errors import ModelUnsupported
 from plimsoll_worker.kernels.matrix import FP8_BLOCK, INT4_BLOCK, QuantizedMatrix
-from plimsoll_worker.launch import INT4_GROUP, Precision
+from plimsoll_worker.launch import GGUF_BLOCKS, INT4_GROUP, Precision
 
 NUMBERS = {Precision.INT8: torch.int8, Precision.INT4: torch.uint8, Precision.FP8: torch.float8_e4m3fn}
 
@@ -25,9 +25,11 @@ class Form:
     precision: Precision
     """INT8, INT4 or FP8."""
     group: int | None = None
-    """INT4: columns that share a scale and a minimum."""
+    """INT4: columns that share a scale and a minimum. INT8: that share a scale; None: all of a row."""
     in_blocks: bool = False
     """FP8 with a scale for each 128 by 128 block in place of one for each row."""
+    scale: Precision | None = None
+    """INT8 in groups: what scales are kept in; None: what is computed in."""
 
     @classmethod
     def on_load(cls, precision: Precision) -> Form | None:
@@ -35,6 +37,12 @@ class Form:
         if precision.computes:
             return None
         return cls(precision, group=INT4_GROUP if precision is Precision.INT4 else None)
+
+    @classmethod
+    def of_block(cls, kind: str) -> Form:
+        """What matrices of a GGUF block type are kept in, number by number."""
+        block = GGUF_BLOCKS[kind]
+        return cls(block.precision, group=block.group, scale=block.scale)
 
     def check(self, name: str, outputs: int, inputs: int) -> None:
         """Raise ModelUnsupported where a matrix of this size cannot be kept so."""
@@ -70,7 +78,8 @@ class Form:
         assert not self.precision.computes
         width = inputs // 2 if self.precision is Precision.INT4 else inputs
         scales, scale_type = self._scales(outputs, inputs, dtype)
-        minimums = torch.empty(scales, dtype=dtype, device=device) if self.group else None
+        has_minimums = self.precision is Precision.INT4
+        minimums = torch.empty(scales, dtype=dtype, device=device) if has_minimums else None
         return QuantizedMatrix(
             precision=self.precision,
             numbers=torch.empty(outputs, width, dtype=NUMBERS[self.precision], device=device),
@@ -85,7 +94,8 @@ class Form:
         if self.in_blocks:
             return (-(-outputs // FP8_BLOCK), -(-inputs // FP8_BLOCK)), torch.float32
         if self.group is not None:
-            return (outputs, -(-inputs // self.group)), dtype
+            kept = torch.float16 if self.scale is Precision.FP16 else dtype
+            return (outputs, -(-inputs // self.group)), kept
         return (outputs,), torch.float32 if self.precision is Precision.FP8 else dtype
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from plimsoll_worker.errors import ModelUnreadable, ModelUnsupported
 from plimsoll_worker.kernels.matrix import QuantizedMatrix
-from plimsoll_worker.quant.form import Form
+from plimsoll_worker.quant.form import Form, columns_of, copy_matrix, rows_of
 
 Shapes = Mapping[str, torch.Size]
 Tensors = Mapping[str, Tensor]
@@ -49,9 +49,49 @@ class Layout(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class StoredMatrices:
+class StoredMatrices(Protocol):
     """The packed matrices of one checkpoint, by the engine's names of their weights."""
+
+    @property
+    def format(self) -> str:
+        """As a launch's `weights.checkpoint` names it."""
+        ...
+
+    @property
+    def optional(self) -> bool:
+        """Whether they can be read unpacked too, like any other tensor."""
+        ...
+
+    @property
+    def forms(self) -> Mapping[str, Form]:
+        """What each becomes."""
+        ...
+
+    def fill(
+        self,
+        name: str,
+        region: QuantizedMatrix,
+        *,
+        rows: tuple[int, int] | None = None,
+        columns: tuple[int, int] | None = None,
+    ) -> None:
+        """Read one matrix, or the rows or columns of it from first to last (exclusive), into its place on any
+        device. Called from several threads.
+
+        Raises ModelUnreadable, ModelUnsupported.
+        """
+        ...
+
+
+def staying(stored: StoredMatrices | None, *, as_stored: bool) -> StoredMatrices | None:
+    """Those of a checkpoint that are not unpacked while they are read: all that cannot be, and with
+    `as_stored` those that could."""
+    return None if stored is not None and stored.optional and not as_stored else stored
+
+
+@dataclass(frozen=True)
+class PackedMatrices:
+    """Those of a checkpoint whose matrices are several tensors each."""
 
     format: str
     """As `quant_method` names it."""
@@ -61,6 +101,7 @@ class StoredMatrices:
     read_tensor: Callable[[str, str], Tensor]
     """(name, end) → one tensor, on the host."""
     forms: Mapping[str, Form] = field(init=False)
+    optional = False
 
     def __post_init__(self) -> None:
         for name, stored in self.shapes.items():
@@ -69,20 +110,22 @@ class StoredMatrices:
         forms = {name: self.layout.form(name, stored) for name, stored in self.shapes.items()}
         object.__setattr__(self, "forms", forms)
 
-    @property
-    def form(self) -> Form | None:
-        """Of most of them."""
-        found = list(self.forms.values())
-        return max(set(found), key=found.count) if found else None
-
     def shape(self, name: str) -> torch.Size:
         """(outputs, inputs)."""
         return torch.Size(self.layout.shape(self.shapes[name]))
 
-    def read(self, name: str, dtype: torch.dtype) -> QuantizedMatrix:
-        """One matrix, on the host, computing in `dtype`. Raises ModelUnreadable, ModelUnsupported."""
+    def fill(
+        self,
+        name: str,
+        region: QuantizedMatrix,
+        *,
+        rows: tuple[int, int] | None = None,
+        columns: tuple[int, int] | None = None,
+    ) -> None:
         tensors = {end: self.read_tensor(name, end) for end in self.shapes[name]}
-        return self.layout.unpack(name, tensors, dtype)
+        matrix = self.layout.unpack(name, tensors, region.dtype)
+        matrix = matrix if columns is None else columns_of(matrix, *columns)
+        copy_matrix(matrix if rows is None else rows_of(matrix, *rows), region)
 
 
 def _required(layout: Layout) -> tuple[str, ...]:
