@@ -16,10 +16,10 @@ from plimsoll.model.read import read_facts
 from plimsoll.sizing import kv_cache as kv
 from plimsoll.sizing.footprint import Configuration, Footprint, Workload, footprint
 from plimsoll.sizing.runtime import MIB, line
-from plimsoll.sizing.schemes import FP8, INT4, INT8
-from plimsoll.sizing.weights import loaded_bytes, native_precision
+from plimsoll.sizing.schemes import FP8, INT4, INT8, stored_format
+from plimsoll.sizing.weights import beside_quantized, loaded_bytes, native_precision
 from plimsoll.sources import open_source
-from plimsoll_worker.launch import CAPABILITIES, ENGINE_VERSION, Device, Precision
+from plimsoll_worker.launch import CAPABILITIES, ENGINE_VERSION, GGUF, Device, Precision
 
 API_VERSION = "plimsoll.dev/v1alpha1"
 DEFAULT_CONTEXT_TOKENS = 8192
@@ -102,8 +102,9 @@ def configured(
     """How the model is to run. Beside quantized matrices the rest is kept in 16 bit, BF16 unless the
     checkpoint is FP16."""
     native, scheme = native_precision(facts), SCHEMES.get(weights.value)
-    if scheme is not None:
-        precision = native if native.bytes == 2 else Precision.BF16
+    stored = stored_format(facts) if weights is Weights.NATIVE else ""
+    if scheme is not None or stored == GGUF:
+        precision = beside_quantized(native)
     else:
         precision = native if weights is Weights.NATIVE else Precision(weights.value)
     return Configuration(
@@ -112,7 +113,7 @@ def configured(
         kv_cache=precision if kv_cache is Cache.NATIVE else Precision(kv_cache.value),
         tensor_parallel=tensor,
         pipeline_parallel=pipeline,
-        stored=weights is Weights.NATIVE and bool(facts.quantization),
+        stored=bool(stored),
         scheme=scheme,
     )
 
@@ -220,6 +221,11 @@ def checkpoint_notes(facts: ModelFacts, sized: Footprint) -> list[str]:
         notes.append(
             f"{facts.quantization}: the engine keeps these matrices as {facts.packed.precision}, "
             "number by number"
+        )
+    elif sized.configuration.stored and not facts.quantization:
+        notes.append(
+            "the engine keeps the blocks of this GGUF file, number by number, and widens what is outside the"
+            " layers or of other types"
         )
     elif sized.configuration.stored:
         notes.append(

@@ -11,6 +11,7 @@ from plimsoll.cli.output import gib
 from plimsoll.model.facts import ModelFacts
 from plimsoll.sizing.footprint import Footprint, StageFootprint
 from plimsoll.sizing.runtime import line
+from plimsoll.sizing.schemes import stored_format
 from plimsoll_worker.launch import MemoryCategory
 
 BAR_COLUMNS = 60
@@ -32,7 +33,7 @@ def print_table(
     """Print model, terms and sums of every stage, the card's bar when one is given, and the warnings."""
     console = Console(highlight=False)
     configuration, workload = sized.configuration, sized.workload
-    weights = facts.quantization if configuration.stored else configuration.weights
+    weights = stored_format(facts) if configuration.stored else configuration.weights
     if configuration.scheme is not None:
         weights = f"{configuration.scheme.name}, the rest {configuration.weights}"
     console.print(

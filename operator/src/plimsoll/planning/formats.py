@@ -1,7 +1,8 @@
 """What weights and cache may be kept in for a deployment, best first.
 
 A format that loses something is only ever taken when the spec allows it. What a quantized checkpoint holds is
-kept as it is: converting it up costs memory and brings nothing back, converting it down rounds twice.
+kept as it is: converting it up costs memory and brings nothing back, converting it down rounds twice. A GGUF
+file is kept so on a GPU; on a CPU, which widens matrices at every step, only where it does not fit widened.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from plimsoll.api.v1alpha1 import (
 )
 from plimsoll.model.facts import ModelFacts
 from plimsoll.sizing.configuration import Configuration
-from plimsoll.sizing.schemes import SCHEMES
-from plimsoll.sizing.weights import native_precision
+from plimsoll.sizing.schemes import SCHEMES, stored_format
+from plimsoll.sizing.weights import beside_quantized, native_precision
 from plimsoll_worker.launch import Device, Precision
 
 LADDER = (Precision.FP32, Precision.BF16, Precision.INT8, Precision.FP8, Precision.INT4)
@@ -35,7 +36,7 @@ class Formats:
     """What is computed in, and what stays unquantized is kept in."""
     kv_cache: Precision
     checkpoint: str = ""
-    """Format of a quantized checkpoint that stays as it is stored; `weights` is then `compute`."""
+    """Format of a checkpoint whose matrices stay as they are stored; `weights` is then `compute`."""
 
     @property
     def weights_name(self) -> str:
@@ -64,15 +65,27 @@ def formats(spec: LLMDeploymentSpec, facts: ModelFacts) -> tuple[Formats, ...]:
     device = spec.placement.device
     native = native_precision(facts, device)
     found: list[Formats] = []
-    for weights in (native,) if facts.quantization else _weights(spec, native):
+    for weights, checkpoint in _kept(spec, facts, native):
         compute = _computed_in(weights, native, device)
         caches = {
             KVCachePrecision.NATIVE: (compute,),
             KVCachePrecision.FP8: (Precision.FP8,),
             KVCachePrecision.AUTO: (compute, Precision.FP8),
         }[spec.quantization.kv_cache]
-        found += [Formats(weights, compute, cache, facts.quantization) for cache in caches]
+        found += [Formats(weights, compute, cache, checkpoint) for cache in caches]
     return tuple(found)
+
+
+def _kept(spec: LLMDeploymentSpec, facts: ModelFacts, native: Precision) -> list[tuple[Precision, str]]:
+    """(precision, format of the checkpoint that stays or nothing)."""
+    if facts.quantization:
+        return [(native, facts.quantization)]
+    widened = [(weights, "") for weights in _weights(spec, native)]
+    stored, device = stored_format(facts), spec.placement.device
+    if not stored or spec.quantization.weights not in (WeightsPrecision.AUTO, WeightsPrecision.NATIVE):
+        return widened
+    in_blocks = (beside_quantized(native, device), stored)
+    return [in_blocks, *widened] if device is Device.GPU else [widened[0], in_blocks, *widened[1:]]
 
 
 def _weights(spec: LLMDeploymentSpec, native: Precision) -> tuple[Precision, ...]:
@@ -94,10 +107,7 @@ def _rank(precision: Precision) -> int:
 
 
 def _computed_in(weights: Precision, native: Precision, device: Device) -> Precision:
-    """Beside quantized matrices the rest is kept in 16 bit, on a CPU in what its kernels compute in."""
-    if weights.computes:
-        return weights
-    return native if native.bytes == 2 or device is Device.CPU else Precision.BF16
+    return weights if weights.computes else beside_quantized(native, device)
 
 
 def formats_of(plan: PlanStatus) -> Formats:

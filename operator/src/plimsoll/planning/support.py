@@ -41,6 +41,8 @@ def _by_engine(
         if precision not in runs:
             known = " or ".join(runs) or "nothing"
             yield f"{engine} runs {known} on {device}: set quantization.weights to that"
+    if formats.checkpoint and formats.checkpoint not in capabilities.checkpoints.get(device, ()):
+        yield f"{engine} keeps no {formats.checkpoint} checkpoint as it is stored on {device}"
     if (config.scheme or config.stored) and has_experts(facts) and not capabilities.quantized_experts:
         kept = formats.checkpoint or formats.weights
         instead = "name the unquantized one in spec.model" if config.stored else (

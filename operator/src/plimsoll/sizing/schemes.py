@@ -80,11 +80,13 @@ def blocks_of(group: TensorGroup) -> QuantizationScheme | None:
 
 
 def stored_format(facts: ModelFacts) -> str:
-    """The format in which matrices may stay as the files hold them; empty where there is none."""
+    """The format in which matrices may stay as the files hold them; empty where there is none. A model with
+    experts stays in no blocks."""
     if facts.quantization or facts.format != "gguf":
         return facts.quantization
-    kept = any(blocks_of(group) for layer in facts.layers for group in layer.groups)
-    return GGUF if kept else ""
+    groups = [group for layer in facts.layers for group in layer.groups]
+    experts = any(group.role is Role.EXPERT for group in groups)
+    return GGUF if any(map(blocks_of, groups)) and not experts else ""
 
 
 @dataclass(frozen=True)

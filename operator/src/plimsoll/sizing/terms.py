@@ -190,8 +190,11 @@ class RankTerms:
         """What matrices have, where it is fewer bits than the computation."""
         if self.configuration.scheme is not None:
             return Precision(self.configuration.scheme.name)
-        packed = self.facts.packed if self.configuration.stored else None
-        return None if packed is None else Precision(packed.precision)
+        if not self.configuration.stored:
+            return None
+        if self.facts.format == "gguf":  # all its blocks are in groups, and made wide as INT4 is
+            return Precision.INT4
+        return None if self.facts.packed is None else Precision(self.facts.packed.precision)
 
     @cached_property
     def _logits(self) -> Term:

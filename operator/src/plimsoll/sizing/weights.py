@@ -39,6 +39,11 @@ def native_precision(facts: ModelFacts, device: Device = Device.GPU) -> Precisio
     return _EXACT.get(stored.pop(), Precision.FP32) if len(stored) == 1 else Precision.FP32
 
 
+def beside_quantized(native: Precision, device: Device = Device.GPU) -> Precision:
+    """What is kept in 16 bit beside quantized matrices; on a CPU in what its kernels compute in."""
+    return native if native.bytes == 2 or device is Device.CPU else Precision.BF16
+
+
 def _matrices(facts: ModelFacts) -> Iterator[TensorGroup]:
     yield from (group for group in facts.outer if group.role in (Role.EMBEDDING, Role.HEAD))
     for layer in facts.layers:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from plimsoll_worker.launch.precision import Device, Precision
+from plimsoll_worker.launch.precision import GGUF, Device, Precision
 from plimsoll_worker.launch.wire import ENGINE_VERSION, Wire
 
 
@@ -21,7 +21,7 @@ class Capabilities(Wire):
     """What keys and values can be kept in besides the precision of the computation."""
     checkpoints: dict[Device, tuple[str, ...]] = Field(default_factory=dict)
     """Formats of quantized checkpoints that are loaded as they are stored, as `quant_method` of a config.json
-    names them."""
+    names them, and GGUF."""
     quantized_experts: bool = False
     """Whether the matrices of experts can be kept in fewer bits. Without it a model that has experts is kept
     in a precision that is computed in."""
@@ -60,8 +60,8 @@ CAPABILITIES = Capabilities(
     },
     kv_cache={Device.GPU: (Precision.FP8,), Device.CPU: (Precision.FP8,)},
     checkpoints={
-        Device.GPU: ("gptq", "awq", "fp8", "compressed-tensors"),
-        Device.CPU: ("gptq", "awq", "fp8", "compressed-tensors"),
+        Device.GPU: ("gptq", "awq", "fp8", "compressed-tensors", GGUF),
+        Device.CPU: ("gptq", "awq", "fp8", "compressed-tensors", GGUF),
     },
     max_tensor_parallel=8,
     max_pipeline_parallel=16,
