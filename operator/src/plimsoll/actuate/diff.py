@@ -21,6 +21,8 @@ SAME = Difference(True, "")
 
 def compare(wanted: Any, found: Any, path: str = "") -> Difference:
     """Mappings may hold more than is wanted, lists may not: their order and length are meant."""
+    if wanted == found:
+        return SAME
     if isinstance(wanted, Mapping):
         if not isinstance(found, Mapping):
             return _differs(path, wanted, found)
@@ -40,7 +42,7 @@ def compare(wanted: Any, found: Any, path: str = "") -> Difference:
             if not (inner := compare(value, found[index], f"{path}[{index}]")).equal:
                 return inner
         return SAME
-    return SAME if wanted == found else _differs(path, wanted, found)
+    return _differs(path, wanted, found)
 
 
 def _differs(path: str, wanted: Any, found: Any) -> Difference:
