@@ -310,6 +310,7 @@ def kill(bench: Bench) -> dict[str, Any]:
 def start_up(bench: Bench, pods: int) -> dict[str, Any]:
     """A restart in a cluster with `pods` pods of a usual size, most of them other people's."""
     bench.operator.kill()
+    bench.costs.forget("operator")
     there = len(bench.kube.list(PODS)[0])
     with ThreadPoolExecutor(POSTERS) as posters:
         for number in range(STRANGE_NODES):

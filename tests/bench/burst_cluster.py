@@ -94,6 +94,10 @@ class Costs:
         self._processes[name] = psutil.Process(pid)
         self.restart()
 
+    def forget(self, name: str) -> None:
+        """The process has ended."""
+        del self._processes[name]
+
     def restart(self) -> None:
         self._since, self._machine = time.monotonic(), _busy_seconds()
         self._before = {name: _seconds(process) for name, process in self._processes.items()}
