@@ -10,7 +10,6 @@ start overhead poisson mixed`: only some; `--shape llama-1b` is smaller.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import itertools
 import json
@@ -112,6 +111,7 @@ def start(launch: Any, kernels: Path, log: Path) -> list[Json]:
 
 def load(**asked: Any) -> Json:
     """What clients of the running worker see."""
+    from plimsoll_worker.bench.__main__ import CLIENTS
     from plimsoll_worker.bench.serve import Load, measure
 
     settings = {
@@ -125,7 +125,7 @@ def load(**asked: Any) -> Json:
         "temperature": 0.0,
         "seed": 0,
     }
-    return asyncio.run(measure(Load(**{**settings, **asked})))
+    return measure(Load(**{**settings, **asked}), CLIENTS)
 
 
 KEPT = re.compile(r"^(completed|failed|duration|(request|output)_throughput|p(50|99)_(ttft|tpot|itl)_ms)$")

@@ -15,9 +15,9 @@ case:
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +32,8 @@ from plimsoll_worker.kernels.precompile import Precompilation
 from plimsoll_worker.launch import Device, Precision
 
 CONTEXT, SEQUENCES, BATCHED, BLOCK = 9216, 256, 8192, 64
+CLIENTS = max(1, min(8, len(os.sched_getaffinity(0)) // 2))
+"""Client processes; the other half of the CPUs is the server's and the engine's."""
 
 Json = dict[str, Any]
 
@@ -125,6 +127,7 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--vocabulary", type=int, default=32000, help="prompts are token ids below")
     serve.add_argument("--temperature", type=float, default=0.0)
     serve.add_argument("--seed", type=int, default=0)
+    serve.add_argument("--processes", type=int, default=CLIENTS, help="that share the load")
     serve.add_argument("--out", type=Path, help="where to write the JSON; it is printed in any case")
     serve.set_defaults(measure=_serve)
 
@@ -145,7 +148,7 @@ def _serve(arguments: argparse.Namespace) -> Json:
         temperature=arguments.temperature,
         seed=arguments.seed,
     )
-    results = asyncio.run(measure(load))
+    results = measure(load, arguments.processes)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(results, indent=1))
     return results

@@ -9,6 +9,9 @@ request at a time; it finds the capacity. Metrics are defined and named as in vL
     tpot    (request's latency - ttft) / (output tokens - 1)
     itl     token to token
     e2el    request sent to last token
+
+Several processes share the load: one reads 20 thousand tokens a second at the most, and others' answers must
+not wait for it.
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from statistics import fmean, median, pstdev
 from typing import Any
 
-import httpx
+from plimsoll_worker.bench.client import Refused, StreamingClient
 
 Json = dict[str, Any]
 
@@ -47,6 +52,22 @@ class Load:
     temperature: float
     seed: int
 
+    def shares(self, processes: int) -> list[Load]:
+        """The same load as that of several clients, none without a request: Poisson processes of a part of
+        the rate are one of the whole."""
+        at_once = self.requests if self.max_concurrency is None else self.max_concurrency
+        count = max(1, min(processes, self.requests, at_once))
+        return [
+            replace(
+                self,
+                requests=_share(self.requests, number, count),
+                request_rate=self.request_rate / count,
+                max_concurrency=None if self.max_concurrency is None else _share(at_once, number, count),
+                seed=self.seed * count + number,
+            )
+            for number in range(count)
+        ]
+
 
 @dataclass(slots=True)
 class Heard:
@@ -60,15 +81,63 @@ class Heard:
     error: str = ""
 
 
-async def measure(load: Load) -> Json:
-    """Send all requests, wait for all answers; the results under vLLM's keys."""
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a client process heard, and when, by a clock that all processes of a machine share."""
+
+    heard: list[Heard]
+    began: float
+    ended: float
+    cpu_seconds: float
+
+
+def measure(load: Load, processes: int = 1) -> Json:
+    """Send all requests, wait for all answers; the results under vLLM's keys, and `client_cpu_seconds`."""
+    shares = load.shares(processes)
+    answers = [asyncio.run(_answers(load))] if len(shares) == 1 else _together(shares)
+    duration = max(each.ended for each in answers) - min(each.began for each in answers)
+    found = results(load, [one for each in answers for one in each.heard], duration)
+    return {**found, "client_cpu_seconds": sum(each.cpu_seconds for each in answers)}
+
+
+def _together(shares: list[Load]) -> list[Answers]:
+    """All at once, when all are there."""
+    spawn = get_context("spawn")
+    pipes = [spawn.Pipe() for _ in shares]
+    processes = [
+        spawn.Process(target=_client, args=(share, theirs), daemon=True)
+        for share, (_, theirs) in zip(shares, pipes, strict=True)
+    ]
+    for process in processes:
+        process.start()
+    ours = [pipe for pipe, _ in pipes]
+    for _, theirs in pipes:
+        theirs.close()  # so that one that dies ends its pipe
+    for pipe in ours:
+        pipe.recv()
+    for pipe in ours:
+        pipe.send(None)
+    answers = [pipe.recv() for pipe in ours]
+    for process in processes:
+        process.join()
+    return answers
+
+
+def _client(load: Load, pipe: Connection) -> None:
+    pipe.send(None)
+    pipe.recv()
+    pipe.send(asyncio.run(_answers(load)))
+
+
+async def _answers(load: Load) -> Answers:
     turn = asyncio.Semaphore(load.max_concurrency or load.requests)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=load.url, timeout=None, limits=limits) as client:  # noqa: S113 - it waits as long as it takes
-        began = time.perf_counter()
-        tasks = [asyncio.create_task(_ask(client, turn, body)) async for body in _arrivals(load)]
-        heard = await asyncio.gather(*tasks)
-        return results(load, heard, time.perf_counter() - began)
+    client = StreamingClient(load.url)
+    began, worked = time.perf_counter(), time.process_time()
+    tasks = [asyncio.create_task(_ask(client, turn, body)) async for body in _arrivals(load)]
+    heard = await asyncio.gather(*tasks)
+    ended, busy = time.perf_counter(), time.process_time() - worked
+    client.close()
+    return Answers(list(heard), began, ended, busy)
 
 
 async def _arrivals(load: Load) -> AsyncIterator[Json]:
@@ -90,29 +159,26 @@ async def _arrivals(load: Load) -> AsyncIterator[Json]:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
 
 
-async def _ask(client: httpx.AsyncClient, turn: asyncio.Semaphore, body: Json) -> Heard:
+async def _ask(client: StreamingClient, turn: asyncio.Semaphore, body: Json) -> Heard:
     heard = Heard(len(body["prompt"]))
     async with turn:
         began = last = time.perf_counter()
         try:
-            async with client.stream("POST", "/v1/completions", json=body) as response:
-                if response.status_code != 200:
-                    heard.error = f"{response.status_code}: {(await response.aread()).decode()}"
-                    return heard
-                async for line in response.aiter_lines():
-                    if not line.startswith("data: ") or line == "data: [DONE]":
-                        continue
-                    event = json.loads(line.removeprefix("data: "))
-                    if "error" in event:
-                        heard.error = event["error"]["message"]
-                        return heard
-                    now = time.perf_counter()
-                    if event["choices"]:
-                        _note(heard, now, began, last)
-                        last = now
-                    if event.get("usage"):
-                        heard.output_tokens = event["usage"]["completion_tokens"]
-        except httpx.TransportError as error:
+            async for data in client.events("/v1/completions", body):
+                if data == b"[DONE]":
+                    continue
+                event = json.loads(data)
+                now = time.perf_counter()
+                if "error" in event:
+                    heard.error = event["error"]["message"]
+                elif event["choices"]:
+                    _note(heard, now, began, last)
+                    last = now
+                if event.get("usage"):
+                    heard.output_tokens = event["usage"]["completion_tokens"]
+        except Refused as error:
+            heard.error = str(error)
+        except (OSError, EOFError) as error:
             heard.error = f"{type(error).__name__}: {error}"
     heard.latency = last - began
     return heard
@@ -162,6 +228,11 @@ def _spread(name: str, seconds: Sequence[float]) -> Json:
         f"std_{name}_ms": pstdev(ordered),
         **{f"p{percent}_{name}_ms": _percentile(ordered, percent) for percent in (50, 90, 95, 99)},
     }
+
+
+def _share(whole: int, number: int, count: int) -> int:
+    """What the `number`-th of `count` gets."""
+    return whole // count + (number < whole % count)
 
 
 def _percentile(ordered: Sequence[float], percent: int) -> float:
