@@ -35,6 +35,12 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
             f"at {row['rate']}/s: with these milliseconds {os.cpu_count()} processors do "
             f"{row['mostPerSecond']} a second, and {row['mostPerSecondOfOthers']} if the operator took none"
         )
+    empty, again = found["residentMiBEmpty"], found["kill"]
+    grown = (again["residentMiB"] - empty) * 1000 / again["resources"]
+    console.print(
+        f"memory of the operator: {empty} MiB with three resources, {found['residentMiB']} after the bursts, "
+        f"{again['residentMiB']} when started with {again['resources']}: {grown:.0f} for 1,000"
+    )
     for key in ("nodeLoss", "kill", "start"):
         if key in found:
             console.print(f"{key}: {found[key]}")
