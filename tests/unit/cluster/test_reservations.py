@@ -6,6 +6,7 @@ import pytest
 from tests.unit.cluster.world import gpu_node
 
 from plimsoll.cluster.reservations import EXPIRY_SECONDS, Ledger, Overbooked
+from plimsoll.cluster.state import ClusterState
 from plimsoll.inventory.nodes import node_view
 from plimsoll.inventory.views import PodView, Resources
 
@@ -53,6 +54,17 @@ def test_memory_is_promised_as_well() -> None:
 def test_an_unknown_node_is_a_fault() -> None:
     with pytest.raises(Overbooked, match="no node"):
         Ledger().promise(pod("a", node="nowhere"), None, [], 0.0)
+
+
+def test_a_pod_that_came_and_went_between_two_snapshots_holds_nothing() -> None:
+    ledger = Ledger()
+    state = ClusterState(lambda: None, ledger.release)
+    ledger.promise(pod("a"), NODE, [], 0.0)
+    body = {"metadata": {"namespace": "models", "name": "a", "uid": "uid-a"}, "spec": {"containers": []}}
+    state.pods.apply("ADDED", body)
+    state.pods.apply("DELETED", body)
+    assert not state.snapshot().pods
+    assert not ledger.views()
 
 
 def test_a_promise_ends_when_the_pod_is_shown_released_or_forgotten() -> None:

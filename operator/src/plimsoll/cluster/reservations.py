@@ -15,7 +15,7 @@ from plimsoll.inventory.capacity import add, amounts, held_on, subtract, total
 from plimsoll.inventory.views import NodeView, PodView
 
 EXPIRY_SECONDS = 120.0
-"""A pod that no list shows after this time does not exist: it was deleted before anybody saw it."""
+"""A pod that no list shows after this time does not exist: it was deleted while no watch looked."""
 
 Key = tuple[str, str]
 
@@ -71,7 +71,7 @@ class Ledger:
             self._held[key] = Held(pod, now)
 
     def release(self, key: Key) -> None:
-        """The pod was not created after all."""
+        """The pod was not created after all, or is gone again before a snapshot showed it."""
         with self._lock:
             self._held.pop(key, None)
 

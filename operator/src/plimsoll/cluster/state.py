@@ -56,9 +56,15 @@ class View(Generic[T]):
     """One kind's objects, converted on arrival. Fed by one thread; `lock` is shared by the whole state."""
 
     def __init__(
-        self, convert: Callable[[Object], T | None], lock: threading.RLock, on_change: Callable[[], None]
+        self,
+        convert: Callable[[Object], T | None],
+        lock: threading.RLock,
+        on_change: Callable[[], None],
+        on_deleted: Callable[[Key], None] = lambda _key: None,
     ) -> None:
-        self._convert, self._lock, self._on_change = convert, lock, on_change
+        """`on_deleted`: also of what came and went between two snapshots."""
+        self._convert, self._lock = convert, lock
+        self._on_change, self._on_deleted = on_change, on_deleted
         self._entries: dict[Key, T] = {}
 
     def replace(self, objects: Iterable[Object]) -> None:
@@ -71,6 +77,8 @@ class View(Generic[T]):
     def apply(self, event: str, obj: Object) -> None:
         key = key_of(obj)
         view = None if event == "DELETED" else self._convert(obj)
+        if event == "DELETED":
+            self._on_deleted(key)
         with self._lock:
             if self._entries.get(key) == view:
                 return
@@ -184,11 +192,13 @@ class ClusterView:
 
 
 class ClusterState:
-    def __init__(self, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, on_change: Callable[[], None], on_pod_deleted: Callable[[Key], None] = lambda _key: None
+    ) -> None:
         lock = threading.RLock()
         self._lock = lock
         self.nodes: View[NodeView] = View(node_view, lock, on_change)
-        self.pods: View[PodEntry] = View(_pod, lock, on_change)
+        self.pods: View[PodEntry] = View(_pod, lock, on_change, on_pod_deleted)
         self.claims: View[Object] = View(_claim, lock, on_change)
         self.volumes: View[Object] = View(_volume, lock, on_change)
         self.slices: View[SliceView] = View(slice_view, lock, on_change)
