@@ -29,7 +29,7 @@ WATCH_SECONDS = (240, 300)
 SILENCE_SECONDS = 90.0
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 10.0
-"""An API server that was away for a minute is found again so soon; a handful of feeds that ask are no load."""
+"""An API server that was away for a minute is found again so soon; a few feeds that ask are no load."""
 UNSYNCED_WARNING_SECONDS = 30.0
 
 Object = dict[str, Any]
