@@ -28,16 +28,20 @@ test-unit: setup ## tests that need no cluster
 	@$(PY) -m pytest tests/unit -q
 
 test-cluster: setup ## tests on a real API server, scheduler and kubelet; of the faults, one of each kind
-	@$(PY) -m pytest tests/cluster tests/node tests/charts -q -m "not thorough"
+	@$(PY) -m dev.at_once -m "not thorough" "tests/cluster/faults" \
+		"tests/cluster tests/node tests/charts --ignore=tests/cluster/faults"
 
 N ?= 1
 SEEDS ?= 3
 test-faults: setup ## every fault of docs/faults.md; N=3 rounds, SEEDS=20 of each random case
-	@for round in $$(seq $(N)); do PLIMSOLL_FAULT_SEEDS=$(SEEDS) $(PY) -m pytest -q $(FAULTS); done
+	@PLIMSOLL_FAULT_SEEDS=$(SEEDS) $(PY) -m dev.at_once --rounds $(N) $(FAULTS)
 
-FAULTS := tests/cluster/faults tests/cluster/test_leader.py tests/cluster/test_feeds_through_faults.py \
-	tests/cluster/lifecycle/test_kill.py tests/cluster/lifecycle/test_rollout_kill.py \
-	tests/cluster/lifecycle/test_copies.py tests/cluster/lifecycle/test_rollouts.py
+# Three parts that take about as long as each other, each on clusters of its own.
+FAULTS := "tests/cluster/faults/test_kill.py tests/cluster/faults/test_churn.py" \
+	"tests/cluster/faults --ignore=tests/cluster/faults/test_kill.py --ignore=tests/cluster/faults/test_churn.py" \
+	"tests/cluster/test_leader.py tests/cluster/test_feeds_through_faults.py tests/cluster/lifecycle/test_kill.py \
+	tests/cluster/lifecycle/test_rollout_kill.py tests/cluster/lifecycle/test_copies.py \
+	tests/cluster/lifecycle/test_rollouts.py"
 
 soak: setup ## ten minutes of churn and faults: the operator's memory stays flat
 	@$(PY) -m pytest -q -s tests/cluster/faults/soak.py

@@ -11,6 +11,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+ENDED_SECONDS = 150
+"""It ends at once, also one that has writes on their way; a busy machine takes longer."""
+
 
 class OperatorProcess:
     """`python -m plimsoll` against a kubeconfig. Started at once; its log is appended to `log`."""
@@ -38,7 +41,7 @@ class OperatorProcess:
         """SIGKILL: nothing is finished, nothing is said. May be called twice."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=ENDED_SECONDS)
 
     def suspend(self) -> None:
         """SIGSTOP: it neither runs nor ends, like the process of a machine that hangs."""
@@ -50,7 +53,7 @@ class OperatorProcess:
     def stop(self) -> int:
         """SIGTERM, as a kubelet would; the exit code."""
         self._process.terminate()
-        return self._process.wait(timeout=30)
+        return self._process.wait(timeout=ENDED_SECONDS)
 
     @property
     def pid(self) -> int:

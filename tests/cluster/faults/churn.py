@@ -22,6 +22,7 @@ MOST = 24
 """Resources at once."""
 LEFT = 4
 """Of them in the end; all of those are served."""
+ROUNDS_OF_A_LIFE = 3
 ERRORS = (409, 429, 500, 503)
 
 
@@ -30,14 +31,22 @@ class Churn:
         self._scene, self._chance = scene, random.Random(seed)
         self._living: list[str] = []
         self.made = 0
+        self.kills = 0
         self.did: dict[str, int] = {}
 
-    def run(self, seconds: float, *, kills: bool = True, each: Callable[[], None] = lambda: None) -> None:
-        """Until the time is over. `each` is called after each step."""
+    def run(
+        self,
+        seconds: float,
+        *,
+        resources: int = 0,
+        kills: bool = True,
+        each: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Until the time is over and so many resources were made. `each` is called after each step."""
         steps = [self._create] * 6 + [self._delete] * 3 + [self._scale, self._change, self._lose_pod]
         steps += [self._evict, self._trouble, self._cut] + [self._kill] * kills
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline or self.made < resources:
             step = self._chance.choice(steps)
             # What was chosen may be gone by now, and the API server may be in the trouble that was made.
             with contextlib.suppress(client.ApiException):
@@ -113,4 +122,7 @@ class Churn:
         self._scene.ground.proxy.cut()
 
     def _kill(self) -> None:
-        self._scene.ground.kill_operator()
+        """One that has planned: what is killed while it starts has done nothing that could be half done."""
+        if self._scene.ground.rounds() >= ROUNDS_OF_A_LIFE:
+            self._scene.ground.kill_operator()
+            self.kills += 1

@@ -18,7 +18,7 @@ from tests.cluster.faults import ground as grounds
 from tests.cluster.faults.ground import BYSTANDERS, PATIENCE_SECONDS, Ground, Watch
 from tests.cluster.faults.workers import Workers
 from tests.cluster.lifecycle.conftest import Namespace, installed
-from tests.cluster.lifecycle.operator_process import Operator
+from tests.cluster.lifecycle.operator_process import ROUNDS, Operator
 from tests.cluster.thorough import THOROUGH, first_of
 from tests.conftest import _clear_orphans, _wait_for
 
@@ -26,8 +26,9 @@ from plimsoll.api.v1alpha1 import GROUP, PLURAL, VERSION
 from plimsoll.api.v1alpha1.profile import PROFILE_PLURAL
 
 SEEDS = range(int(os.environ.get("PLIMSOLL_FAULT_SEEDS", "1")))
-QUIET_SECONDS = 3.0
-"""Without a write of the operator, longer than it puts off a status: it has nothing more to do."""
+QUIET_SECONDS, QUIET_ROUNDS = 1.5, 2
+"""Longer than a fake pod takes from one state to the next, and rounds of planning, without a write and with
+none that waits: the operator has nothing more to do."""
 
 __all__ = ["THOROUGH", "first_of", "installed"]
 
@@ -115,13 +116,15 @@ class Scene:
 
     def quiet(self) -> None:
         """The operator has nothing more to write."""
-        written, since = -1, time.monotonic()
+        written, since, begun = -1, 0.0, 0.0
 
         def holds() -> bool:
-            nonlocal written, since
-            if (now := self.ground.writes()) != written:
-                written, since = now, time.monotonic()
-            return time.monotonic() - since >= QUIET_SECONDS
+            nonlocal written, since, begun
+            rounds, waits = self.operator.metric(ROUNDS), self.operator.metric("plimsoll_writes_waiting")
+            if (now := self.ground.writes()) != written or waits or rounds < begun:
+                written, since, begun = now, time.monotonic(), rounds
+            # The round that was under way may have looked before the last write.
+            return rounds > begun + QUIET_ROUNDS and time.monotonic() - since >= QUIET_SECONDS
 
         self.wait(holds, "the operator has nothing more to write", self.operator.tail)
 

@@ -11,6 +11,7 @@ from kubernetes import client
 from tests.cluster.faults.conftest import SEEDS, THOROUGH, Scene
 from tests.cluster.faults.ground import GPU_NODES, L4, deployment
 from tests.cluster.lifecycle.operator_process import ROUNDS
+from tests.cluster.lifecycle.promises import GPU
 
 pytestmark = pytest.mark.cluster
 
@@ -35,6 +36,23 @@ def silent(scene: Scene, nodes: Iterable[str], *, lost: bool) -> Iterator[None]:
             kept = [_plain(taint) for taint in taints[name]]
             core.patch_node(name, {"metadata": {"annotations": {NOT_READY: None}}, "spec": {"taints": kept}})
         scene.wait(lambda: all(_is_ready(scene, name) for name in names), "the nodes are back")
+
+
+@contextmanager
+def gpus(scene: Scene, node: str, count: int) -> Iterator[None]:
+    """The node's device plugin finds so many; after the block all of them."""
+    core = scene.models.core
+    before = core.read_node(node).status.allocatable[GPU]
+
+    def set_to(amount: str) -> None:
+        amounts = {"capacity": {GPU: amount}, "allocatable": {GPU: amount}}
+        core.patch_node_status(node, {"status": amounts})
+
+    set_to(str(count))
+    try:
+        yield
+    finally:
+        set_to(before)
 
 
 def _plain(taint: client.V1Taint) -> dict[str, str]:
@@ -99,6 +117,23 @@ def test_a_node_that_is_lost_gives_its_replica_to_another(scene: Scene) -> None:
         scene.ready()
         assert survivors < set(scene.models.pod_uids().values())
         assert all(one["restarts"] == 0 for one in scene.models.status("small")["replicaStatuses"])
+
+
+def test_gpus_that_disappear_leave_alone_what_runs_and_nothing_new_goes_there(scene: Scene) -> None:
+    """The node has eight."""
+    there = {"placement": {"accelerators": {"products": ["NVIDIA-H100-80GB-HBM3"]}}}
+    scene.serve(replicas=2, **there)
+    before = scene.models.pod_uids()
+    [node] = nodes_of(scene)
+    with gpus(scene, node, 1):
+        scene.models.apply("late", deployment(**there))
+        told = scene.told("late", "Planned", "False", "NoMatchingNodes")["message"]
+        assert f"{node}: label nvidia.com/gpu.count=8" in told
+        scene.quiet()
+        assert scene.models.pod_uids() == before
+        scene.ready()
+    scene.ready("late")
+    assert before.items() <= scene.models.pod_uids().items()
 
 
 @THOROUGH

@@ -26,6 +26,7 @@ LIES: dict[str, tuple[Answer, str]] = {
     "another split": (changed(tensor_parallel=2), "tensor parallel: planned 1, runs 2"),
     "a report of somebody else": (changed(revision="of-somebody-else"), "revision: planned small-"),
 }
+MISSING = "plimsoll.dev/worker:missing"
 USELESS: dict[str, tuple[Answer, str]] = {
     "slow": (workers.slow, "took longer than"),
     "huge": (workers.huge, "larger than"),
@@ -83,6 +84,15 @@ def ended_late(pod: client.V1Pod) -> dict[str, Any]:
     return {"status": {"conditions": [created], "containerStatuses": [status]}}
 
 
+def without_image(pod: client.V1Pod) -> dict[str, Any]:
+    """The status of a pod whose image the kubelet does not get."""
+    [container] = pod.spec.containers
+    waiting = {"reason": "ImagePullBackOff", "message": f'Back-off pulling image "{container.image}"'}
+    status = {"name": container.name, "image": container.image, "imageID": "", "ready": False}
+    status |= {"restartCount": 0, "state": {"waiting": waiting}}
+    return {"status": {"containerStatuses": [status]}}
+
+
 def test_a_worker_that_hangs_at_load_is_told_with_its_deadline_and_given_up(scene: Scene) -> None:
     scene.ground.watch.fates[scene.models.name, "small"] = lambda _pod: {"plimsoll.dev/fake-unready": ""}
     scene.models.apply("small", deployment(rollout={"maxRestarts": 1, "drainSeconds": 0}))
@@ -103,6 +113,23 @@ def test_a_worker_that_hangs_at_load_is_told_with_its_deadline_and_given_up(scen
     scene.told("small", "Progressing", "False", "RestartBudgetExhausted")
     scene.wait(lambda: not scene.models.pods(), "its GPU is free", scene.models.pod_uids)
     assert scene.models.condition("small", "Ready")["reason"] == "StartupDeadlineExceeded"
+
+
+def test_an_image_that_is_missing_is_told_until_another_one_is_written(scene: Scene) -> None:
+    scene.ground.watch.fates[scene.models.name, "small"] = lambda pod: (
+        {"plimsoll.dev/fake-unready": ""} if pod["spec"]["containers"][0]["image"] == MISSING else {}
+    )
+    scene.models.apply("small", deployment(engine={"image": MISSING}))
+    [pod] = scene.wait(
+        lambda: [pod for pod in scene.models.pods() if pod.status.container_statuses], "a pod waits"
+    )
+    scene.models.core.patch_namespaced_pod_status(pod.metadata.name, scene.models.name, without_image(pod))
+    told = scene.told("small", "Ready", "False", "ImagePullBackOff")["message"]
+    assert f'Back-off pulling image "{MISSING}"' in told
+    scene.told("small", "Degraded", "True", "ImagePullBackOff")
+    scene.models.patch("small", {"engine": {"image": ""}})
+    scene.ready()
+    scene.told("small", "Degraded", "False")
 
 
 def test_out_of_memory_at_load_ends_in_a_configuration_that_loads(scene: Scene) -> None:

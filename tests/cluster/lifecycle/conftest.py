@@ -15,6 +15,7 @@ from dev.hub.well_known import well_known
 from dev.image import ensure_images
 from kubernetes import client
 from tests.cluster.lifecycle.operator_process import REPOSITORY, Operator
+from tests.cluster.telling import tells_what_follows
 
 from plimsoll.api.v1alpha1 import API_VERSION, GROUP, KIND, PLURAL, VERSION
 
@@ -155,6 +156,7 @@ class Namespace:
 
         what = f"{self.name}/{name} has {kind}={status} {reason}"
         found: dict[str, Any] = self._wait_for(holds, seconds, what, lambda: self.get(name))
+        tells_what_follows(found)
         return found
 
     def wait_ready(self, name: str, *, seconds: float = 120) -> None:
