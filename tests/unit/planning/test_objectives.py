@@ -38,7 +38,7 @@ class TestObjectives:
     def test_quality_rounds_where_nothing_better_has_room(self) -> None:
         taken = [pod("stranger", "h", gpus=6)]
         asked = request(
-            facts=llama(70, layers=80), quantization={"floor": "INT4"}, workload={"objective": "Quality"}
+            facts=llama(72, layers=80), quantization={"floor": "INT4"}, workload={"objective": "Quality"}
         )
         decision = decide_one([gpu_node("h", H100, 8)], asked, pods=taken, capabilities=FULL)
         assert decision.plan is not None
@@ -197,7 +197,7 @@ class TestParallelism:
         assert (taken.tensor_parallel, taken.pipeline_parallel) == (tensor, pipeline)
 
     def test_half_of_a_cut_may_be_left_to_the_planner(self) -> None:
-        taken = planned([gpu_node("h", H100, 8)], llama(70, layers=80), parallelism={"pipeline": 2})
+        taken = planned([gpu_node("h", H100, 8)], llama(72, layers=80), parallelism={"pipeline": 2})
         assert (taken.tensor_parallel, taken.pipeline_parallel) == (2, 2)
 
     @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ class TestStagesOnOneNode:
     PAIRS = tuple(gpu_node(name, H100, 2) for name in ("a", "b", "c"))
 
     def test_stages_may_span_nodes_unless_told_otherwise(self) -> None:
-        taken = planned(list(self.PAIRS), llama(70, layers=80))
+        taken = planned(list(self.PAIRS), llama(72, layers=80))
         assert (taken.tensor_parallel, taken.pipeline_parallel) == (1, 3)
         assert len({placement.node for placement in taken.placements}) == 2
 
@@ -249,7 +249,7 @@ class TestStagesOnOneNode:
     def test_a_replica_that_would_span_nodes_is_refused(
         self, engine: Capabilities, parallelism: dict[str, str]
     ) -> None:
-        asked = request(facts=llama(70, layers=80), parallelism=parallelism)
+        asked = request(facts=llama(72, layers=80), parallelism=parallelism)
         decision = decide_one(list(self.PAIRS), asked, capabilities=engine)
         assert decision.plan is None
         assert decision.rejection is not None

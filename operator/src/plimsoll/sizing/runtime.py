@@ -24,7 +24,7 @@ class RuntimeConstants:
     libraries: int
     """GPU: cuBLAS and cuDNN workspaces and modules, Triton kernels, tables of the engine."""
     collectives_pair: int
-    """NCCL and symmetric memory of a group of two ranks; what a stage that has neighbours is given too."""
+    """NCCL and symmetric memory of a group of two ranks."""
     collectives_group: int
     """NCCL and symmetric memory of a group of more than two."""
     graph_pool: int
@@ -36,10 +36,9 @@ class RuntimeConstants:
     activation_slack_percent: int
     """Temporaries and allocator blocks over the closed form of the activations."""
 
-    def communication(self, tensor: int, pipeline: int) -> int:
-        """Bytes of communication buffers on a rank: one group for tensor, one for pipeline neighbours."""
-        tensor_group = 0 if tensor == 1 else self.collectives_pair if tensor == 2 else self.collectives_group
-        return tensor_group + (self.collectives_pair if pipeline > 1 else 0)
+    def communication(self, tensor: int) -> int:
+        """Bytes of communication buffers on a rank of so many. Stages talk over TCP, from host memory."""
+        return 0 if tensor == 1 else self.collectives_pair if tensor == 2 else self.collectives_group
 
     def cuda_graphs(self, sizes: int) -> int:
         """Bytes of decode steps that are captured in so many sizes."""

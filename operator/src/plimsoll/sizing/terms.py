@@ -20,6 +20,9 @@ from plimsoll.sizing.runtime import RuntimeConstants
 from plimsoll.sizing.schemes import Quantized
 from plimsoll_worker.launch import Device, MemoryCategory, Precision, graph_sizes, prompt_graph_sizes
 
+CROSSING_BUFFERS = 2
+"""Each way of a stage has so many: one is filled while the other is read."""
+
 
 class RankTerms:
     """What the fullest rank holds of any range of layers."""
@@ -48,10 +51,10 @@ class RankTerms:
 
     def _summands(self, layers: tuple[int, int], *, first: bool, last: bool) -> Iterator[Term]:
         weights = list(self._weights(layers, first=first, last=last))
-        activations = self._activations(last=last)
         yield from weights
         yield from self._cache(layers)
-        yield from activations
+        yield from self._activations(last=last)
+        yield from self._crossing(first=first, last=last)
         loaded = sum(term.bytes for term in weights)
         peaks = sum(term.bytes for term in (self._layer_activations, *([self._logits] if last else [])))
         yield from self._overheads(loaded, peaks)
@@ -62,6 +65,18 @@ class RankTerms:
         if self.configuration.device is Device.CPU:
             return peaks
         return [max(peaks, key=lambda term: term.bytes)]
+
+    def _crossing(self, *, first: bool, last: bool) -> Iterator[Term]:
+        """Hidden states between stages (`plimsoll_worker.parallel.crossing`): on the device those that came;
+        a CPU's memory has the buffers of both ways too."""
+        copies = 0 if first else 1
+        if self.configuration.device is Device.CPU:
+            copies += CROSSING_BUFFERS * ((not first) + (not last))
+        if copies:
+            tokens = max(self._workload.max_batched_tokens, self._workload.max_sequences)
+            width = self.configuration.weights.bytes
+            told = f"between stages: {copies} × {tokens} tokens × {self.facts.hidden} hidden × {width} B"
+            yield Term(MemoryCategory.ACTIVATIONS, told, copies * tokens * self.facts.hidden * width)
 
     def layer_costs(self) -> list[int]:
         """Bytes of weights and cache of each layer, what only the first and the last stage hold counted into
@@ -208,7 +223,7 @@ class RankTerms:
 
     def _overheads(self, loaded: int, peaks: int) -> Iterator[Term]:
         constants = self._constants
-        tensor, pipeline = self.configuration.tensor_parallel, self.configuration.pipeline_parallel
+        tensor = self.configuration.tensor_parallel
         slack = (
             loaded * constants.weight_slack_permille // 1000
             + peaks * constants.activation_slack_percent // 100
@@ -227,8 +242,8 @@ class RankTerms:
             ),
             (
                 MemoryCategory.COMMUNICATION,
-                f"collectives of TP {tensor}, PP {pipeline}",
-                constants.communication(tensor, pipeline),
+                f"collectives of TP {tensor}",
+                constants.communication(tensor),
             ),
             (
                 MemoryCategory.RUNTIME,
