@@ -132,6 +132,25 @@ def test_progress_gives_way_to_pods_of_others_but_not_for_ever(setting: Setting)
     assert ("a", WriteStatus) in setting.round(a=(PROGRESS,), b=(POD,))
 
 
+def test_what_waited_and_is_no_longer_to_be_written_makes_no_round_due(setting: Setting) -> None:
+    setting.round(a=(PROGRESS,))
+    assert setting.round(a=(PROGRESS,)) == []
+    assert setting.writing.due()
+    setting.round(a=())
+    assert setting.writing.due() == []
+
+
+def test_a_failed_write_that_is_no_longer_wanted_makes_no_round_due_after_its_pause(setting: Setting) -> None:
+    setting.executor.ending = Ending.FAILED
+    setting.round(a=(POD,))
+    [until] = setting.writing.due()
+    setting.round(a=())
+    assert setting.writing.due() == [until]
+    setting.now = until
+    setting.round(a=())
+    assert setting.writing.due() == []
+
+
 def test_a_pod_waits_for_nothing(setting: Setting) -> None:
     setting.round(a=(PROGRESS,))
     assert setting.round(a=(PROGRESS, POD)) == [("a", WriteStatus), ("a", CreatePod)]

@@ -101,7 +101,10 @@ class Writing:
         pending: dict[str, Future[Result]] = {}
         for one, outcome in steps:
             uid = one.resource.uid
-            if not outcome.actions or self._paused(uid, now):
+            if not outcome.actions:
+                self._rest(uid, now)
+                results[uid] = Result(Ending.DONE, outcome.memory)
+            elif self._paused(uid, now):
                 results[uid] = Result(Ending.DONE, outcome.memory)
             elif self._may_wait(one, outcome, now, seen_at, urgent=urgent):
                 results[uid] = Result(Ending.DONE, outcome.memory)
@@ -182,6 +185,13 @@ class Writing:
                 self._pauses[uid] = Pause(failures, self._monotonic() + seconds)
         if result.ending in (Ending.OUTDATED, Ending.REFUSED):
             self._on_change()
+
+    def _rest(self, uid: str, now: float) -> None:
+        """There is nothing to write, so nothing waits, and no round is due for what has passed."""
+        with self._lock:
+            self._waiting.pop(uid, None)
+            if (pause := self._pauses.get(uid)) and now >= pause.until:
+                del self._pauses[uid]
 
     def _paused(self, uid: str, now: float) -> bool:
         with self._lock:
