@@ -187,7 +187,7 @@ def test_progress_is_told_once_the_services_stand(setting: Setting, wait_for: Ca
     setting.round(a=(POD, service), b=(POD,))
     setting.now += STATUS_SECONDS
     assert setting.round(a=(PROGRESS,), b=(POD,)) == [("b", CreatePod)]
-    setting.round(a=())
+    setting.calm.tell(urgent=False)
     wait_for(lambda: setting.woken, 10, "the Services stand, and the next round is asked for")
     setting.now += STATUS_SECONDS
     assert setting.round(a=(PROGRESS,)) == [("a", WriteStatus)]
