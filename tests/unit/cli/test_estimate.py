@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from dev.hub.repository import Access
 from dev.hub.server import TOKEN, serve
 from dev.hub.well_known import WELL_KNOWN, well_known
 from tests.unit.model.published import config_of, rows
+from tests.unit.worker.quant.gguf_files import written
 
 from plimsoll.cli.main import main
+from plimsoll_worker.launch import Precision
+from plimsoll_worker.loading.checkpoint import open_checkpoint
+from plimsoll_worker.loading.weights import load_model
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,21 @@ def test_precisions_change_what_is_loaded_and_say_when_they_lose(
     )
     assert exact["model"]["kvBytesPerToken"] == rounded["model"]["kvBytesPerToken"] == 262_144
     assert rounded["warnings"] == ["BF16 rounds weights: the checkpoint is exact in FP32 only"]
+
+
+def test_a_gguf_file_is_estimated_at_the_bytes_that_a_worker_keeps(run: Run, tmp_path: Path) -> None:
+    path = written(tmp_path / "m.gguf", {"": "Q4_K", "attn_v": "Q6_K", "ffn_down": "Q5_K"})
+    data = run("estimate", str(path), "-o", "json").data
+    loaded = load_model(
+        open_checkpoint(path), device=torch.device("cpu"), precision=Precision.BF16, as_stored=True
+    ).weight_bytes
+    assert data["model"]["loadedBytes"] == data["perGPU"][0]["bytes"]["weights"] == loaded
+    assert "keeps the matrices of this GGUF file's layers, number by number" in data["warnings"][0]
+    widened = run("estimate", str(path), "--weights", "BF16", "-o", "json").data
+    assert widened["model"]["loadedBytes"] == 2 * widened["model"]["parameters"]
+    table = run("estimate", str(path)).out
+    assert "weights gguf" in table
+    assert "B kept in BF16)" in " ".join(table.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(

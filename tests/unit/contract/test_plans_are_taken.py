@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.unit.actuate.test_pods import DEFAULTS, OWNER, environment
 from tests.unit.model.crafted import MemorySource
 from tests.unit.model.published import config_of, rows
 from tests.unit.planning.builders import H100, L4, gpu_node, node, request, snapshot
+from tests.unit.worker.quant.gguf_files import written
 
 from plimsoll.actuate.pods import worker_pod
 from plimsoll.actuate.revisions import wanted_revision
@@ -23,10 +27,15 @@ from plimsoll.planning.eligibility import Eligibility
 from plimsoll.planning.options import Option
 from plimsoll.planning.plan import world_of
 from plimsoll.planning.snapshot import DeploymentRequest
+from plimsoll.sources import open_source
 from plimsoll_worker.config import ModelConfig
 from plimsoll_worker.errors import EffectiveConfigMismatch, ModelUnsupported, WorkerError
 from plimsoll_worker.launch import CAPABILITIES, Launch, LaunchError
+from plimsoll_worker.loading.checkpoint import Checkpoint, open_checkpoint
 from plimsoll_worker.loading.config_json import config_from_json
+from plimsoll_worker.loading.weights import load_model
+from plimsoll_worker.parallel.position import Position
+from plimsoll_worker.quant.stored import staying
 from plimsoll_worker.selfcheck import check_plan
 
 MODELS = (
@@ -66,10 +75,10 @@ CUTS: tuple[dict[str, int], ...] = (
 )
 
 
-def asked() -> list[dict[str, Any]]:
+def asked(quantizations: Sequence[dict[str, str]] = QUANTIZATIONS) -> list[dict[str, Any]]:
     """Specs that between them ask for everything that can be asked for."""
-    on_gpu = itertools.product(QUANTIZATIONS, CUTS, ({"device": "GPU"},))
-    on_cpu = itertools.product(QUANTIZATIONS, ({}, {"pipeline": 2}, {"pipeline": 5}), ({"device": "CPU"},))
+    on_gpu = itertools.product(quantizations, CUTS, ({"device": "GPU"},))
+    on_cpu = itertools.product(quantizations, ({}, {"pipeline": 2}, {"pipeline": 5}), ({"device": "CPU"},))
     return [
         {"quantization": kept, "parallelism": cut, "placement": device}
         for kept, cut, device in (*on_gpu, *on_cpu)
@@ -134,6 +143,43 @@ def test_every_option_of_a_model_is_taken_by_every_stage(name: str) -> None:
             assert len({launch.plan_id for launch in found}) == 1
     assert any("PP2" in shape for shape in shapes), shapes
     assert any("on CPU" in shape for shape in shapes), shapes
+
+
+def weighed(checkpoint: Checkpoint, launch: Launch) -> int:
+    """Bytes of weights that the launch's first rank keeps."""
+    model = load_model(
+        checkpoint,
+        device=torch.device("cpu"),
+        precision=launch.weights.computed_in,
+        matrices=launch.weights.name,
+        as_stored=launch.weights.checkpoint is not None,
+        position=Position.of(launch),
+    )
+    return model.weight_bytes
+
+
+def test_every_option_of_a_gguf_file_is_taken_and_weighs_what_was_planned(tmp_path: Path) -> None:
+    kinds = {"": "Q4_K", "attn_v": "Q6_K", "ffn_down": "Q6_K", "attn_output": "Q8_0", "ffn_up": "Q5_K"}
+    path = written(tmp_path / "m.gguf", kinds)
+    facts, checkpoint = read_facts(open_source(str(path))), open_checkpoint(path)
+    loaded: dict[tuple[str, int], int] = {}
+    for fields in asked(({}, {"weights": "INT8"}, {"weights": "INT4"})):
+        for option in options(request(facts=facts, **fields)):
+            for launch in launches(option):
+                stored = staying(checkpoint.stored, as_stored=launch.weights.checkpoint is not None)
+                check_plan(
+                    launch,
+                    checkpoint.config,
+                    option.product,
+                    checkpoint=stored.format if stored else "",
+                    capability=CAPABILITY[option.product],
+                )
+                key = (option.shape, launch.stage)
+                if key not in loaded:
+                    loaded[key] = weighed(checkpoint, launch)
+                assert loaded[key] == launch.predicted.weights, option.name
+    wanted = {"gguf TP1", "gguf TP2", "gguf TP8", "gguf TP2xPP2", "INT8 TP1", "INT4 TP2", "FP32 PP2"}
+    assert {shape for shape, _ in loaded} >= wanted
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from plimsoll.model.read import read_facts
 from plimsoll.sizing import kv_cache as kv
 from plimsoll.sizing.footprint import Configuration, Footprint, Workload, footprint
 from plimsoll.sizing.runtime import MIB, line
-from plimsoll.sizing.schemes import FP8, INT4, INT8, stored_format
+from plimsoll.sizing.schemes import BLOCKS, FP8, INT4, INT8, stored_format
 from plimsoll.sizing.weights import beside_quantized, loaded_bytes, native_precision
 from plimsoll.sources import open_source
 from plimsoll_worker.launch import CAPABILITIES, ENGINE_VERSION, GGUF, Device, Precision
@@ -166,7 +166,7 @@ def warnings(facts: ModelFacts, sized: Footprint) -> list[str]:
     if configuration.scheme is not None:
         name, rest = configuration.scheme.name, configuration.weights
         notes.append(f"{name} rounds the matrices of the layers; everything else is kept in {rest}")
-    elif configuration.weights.bytes < native.bytes:
+    elif configuration.weights.bytes < native.bytes and not configuration.stored:
         notes.append(f"{configuration.weights} rounds weights: the checkpoint is exact in {native} only")
     elif (
         configuration.weights is not native
@@ -224,8 +224,8 @@ def checkpoint_notes(facts: ModelFacts, sized: Footprint) -> list[str]:
         )
     elif sized.configuration.stored and not facts.quantization:
         notes.append(
-            "the engine keeps the blocks of this GGUF file, number by number, and widens what is outside the"
-            " layers or of other types"
+            "the engine keeps the matrices of this GGUF file's layers, number by number; everything else, and"
+            f" what is of other types than {', '.join(BLOCKS)}, in {sized.configuration.weights}"
         )
     elif sized.configuration.stored:
         notes.append(

@@ -114,7 +114,7 @@ def _widths(facts: ModelFacts, *names: str) -> tuple[int, ...]:
 def layer_parts(facts: ModelFacts, layer: LayerClass, tensor: int, kept: Quantized) -> LayerParts:
     """What one rank holds of one layer."""
     numbers = packed = scales = rest = 0
-    for group in layer.groups:
+    for group in _by_role(layer):
         held, of = rank_share(group, facts, layer, tensor)
         found = matrices(group, facts, layer)
         for matrix in found:
@@ -130,6 +130,14 @@ def layer_parts(facts: ModelFacts, layer: LayerClass, tensor: int, kept: Quantiz
         left = group.elements - sum(matrix.elements for matrix in found)
         rest += -(-left * held // of)
     return LayerParts(numbers, packed, scales, rest)
+
+
+def _by_role(layer: LayerClass) -> Iterator[TensorGroup]:
+    """One group of each role: what is rounded comes in any type, in GGUF files often in several."""
+    for role in dict.fromkeys(group.role for group in layer.groups):
+        alike = [group for group in layer.groups if group.role is role]
+        elements, size = sum(group.elements for group in alike), sum(group.bytes for group in alike)
+        yield alike[0].model_copy(update={"elements": elements, "bytes": size})
 
 
 def check_groups(facts: ModelFacts, scheme: QuantizationScheme, tensor: int) -> None:
@@ -167,7 +175,7 @@ def _check_cut(
 
 def _cut_columns(facts: ModelFacts) -> Iterator[tuple[str, int]]:
     for layer in facts.layers:
-        for group in layer.groups:
+        for group in _by_role(layer):
             for matrix in matrices(group, facts, layer):
                 if matrix.cut_columns:
                     yield _CUT_BY_COLUMNS[group.role], matrix.columns

@@ -17,7 +17,7 @@ from plimsoll.sizing.configuration import Configuration, Term, Workload
 from plimsoll.sizing.parallel import kv_heads_per_rank
 from plimsoll.sizing.quantized import layer_parts
 from plimsoll.sizing.runtime import RuntimeConstants
-from plimsoll.sizing.schemes import Quantized
+from plimsoll.sizing.schemes import Quantized, Stored
 from plimsoll_worker.launch import Device, MemoryCategory, Precision, graph_sizes, prompt_graph_sizes
 
 CROSSING_BUFFERS = 2
@@ -125,11 +125,14 @@ class RankTerms:
 
     def _quantized(self, index: int) -> str:
         """What a layer holds in the scheme and what beside it; empty where nothing is quantized."""
-        kept = self.configuration.kept
+        kept, tensor = self.configuration.kept, self.configuration.tensor_parallel
+        if isinstance(kept, Stored):
+            held_in = held.stored_parts(self.facts, self.facts.layers[index], tensor, kept.rest)
+            return f"({' + '.join(f'{size} B {told}' for told, size in held_in.items())})"
         if not isinstance(kept, Quantized):
             return ""
         layer, scheme = self.facts.layers[index], kept.scheme
-        parts = layer_parts(self.facts, layer, self.configuration.tensor_parallel, kept)
+        parts = layer_parts(self.facts, layer, tensor, kept)
         return (
             f"({parts.quantized} × {scheme.bits} bit {scheme.name} + {parts.scale_bytes} B of scales"
             f" + {parts.rest} × {kept.rest.bytes} B kept in {kept.rest})"

@@ -8,6 +8,7 @@ prediction layers stay in the files.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from plimsoll.model.facts import LayerClass, ModelFacts, Role, TensorGroup
@@ -98,18 +99,31 @@ def layer_bytes(facts: ModelFacts, layer: LayerClass, tensor: int, precision: Ke
     if isinstance(precision, Quantized):
         return layer_parts(facts, layer, tensor, precision).total(precision)
     if isinstance(precision, Stored):
-        return sum(_stored_bytes(facts, layer, group, tensor, precision.rest) for group in layer.groups)
+        return sum(stored_parts(facts, layer, tensor, precision.rest).values())
     return sum(rank_bytes(group, facts, layer, tensor, precision) for group in layer.groups)
 
 
-def _stored_bytes(
+def stored_parts(facts: ModelFacts, layer: LayerClass, tensor: int, rest: Precision) -> dict[str, int]:
+    """Bytes of one layer of a quantized checkpoint on one rank, by what they are of: an element type of the
+    files, or what is kept in `rest`."""
+    parts: Counter[str] = Counter()
+    for group in layer.groups:
+        kept = _packed_bytes(facts, layer, group, tensor, rest)
+        if kept is None:
+            parts[f"kept in {rest}"] += rank_bytes(group, facts, layer, tensor, rest)
+        else:
+            parts[f"of {group.dtype}"] += kept
+    return dict(parts)
+
+
+def _packed_bytes(
     facts: ModelFacts, layer: LayerClass, group: TensorGroup, tensor: int, rest: Precision
-) -> int:
-    """Bytes of one group of a layer of a quantized checkpoint."""
+) -> int | None:
+    """Of a group that stays packed; None where it does not."""
     if facts.format == "gguf":
         return _block_bytes(facts, layer, group, tensor, rest)
     if group.dtype in FLOATS:
-        return rank_bytes(group, facts, layer, tensor, rest)
+        return None
     if facts.packed is None:
         return rank_bytes(group, facts, layer, tensor, None)
     kept = Quantized(scheme_of(facts.packed), rest)
@@ -118,11 +132,11 @@ def _stored_bytes(
 
 def _block_bytes(
     facts: ModelFacts, layer: LayerClass, group: TensorGroup, tensor: int, rest: Precision
-) -> int:
-    """Bytes of one group of a layer of a GGUF file: rows and ranks hold whole groups of columns."""
+) -> int | None:
+    """Of a GGUF file: rows and ranks hold whole groups of columns."""
     scheme = blocks_of(group)
     if scheme is None:
-        return rank_bytes(group, facts, layer, tensor, rest)
+        return None
     held, of = rank_share(group, facts, layer, tensor)
     numbers = -(-group.elements * held // of)
     return scheme.packed_bytes(numbers) + scheme.scale_bytes(numbers, rest)

@@ -6,10 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import gguf
+import httpx
 import pytest
 import torch
 from gguf.constants import GGMLQuantizationType
 from tests.unit.worker.decoding import paged, sequence, steps
+from tests.unit.worker.processes import WorkerProcess, smollm2_launch
 from tests.unit.worker.quant.gguf_files import HEADS, random_blocks, written
 
 from plimsoll.model.read import read_facts
@@ -21,7 +23,7 @@ from plimsoll.sizing.weights import loaded_bytes
 from plimsoll.sources import open_source
 from plimsoll_worker.errors import ModelUnsupported
 from plimsoll_worker.kernels.matrix import StackedMatrix, dequantize
-from plimsoll_worker.launch import GGUF_BLOCKS, Device, Precision
+from plimsoll_worker.launch import GGUF, GGUF_BLOCKS, Device, Precision, Report, WeightsScheme
 from plimsoll_worker.loading import gguf_matrices
 from plimsoll_worker.loading.checkpoint import open_checkpoint
 from plimsoll_worker.loading.weights import load_model, quantizable
@@ -199,3 +201,17 @@ def test_what_is_planned_decides_whether_blocks_stay(tmp_path: Path) -> None:
     assert staying(stored, as_stored=False) is None
     assert staying(stored, as_stored=True) is stored
     assert open_checkpoint(written(tmp_path / "plain.gguf", {})).stored is None
+
+
+def test_a_worker_answers_from_the_blocks_of_its_file(smollm2: Path, tmp_path: Path) -> None:
+    launch = smollm2_launch(smollm2, weights=WeightsScheme.stored(GGUF, Precision.FP32))
+    asked = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
+    with WorkerProcess(launch, tmp_path) as worker:
+        worker.wait_until_ready()
+        answer = httpx.post(f"{worker.url}/v1/completions", json=asked, timeout=120).json()
+        told = httpx.get(f"http://127.0.0.1:{worker.admin_port}/report", timeout=10).text
+    assert answer["choices"][0]["text"].startswith(" Paris")
+    report = Report.model_validate_json(told)
+    assert report.weights == launch.weights
+    facts = read_facts(open_source(str(smollm2)))
+    assert report.devices[0].bytes.weights == loaded_bytes(facts, Stored(Precision.FP32))
