@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from plimsoll_worker.kernels.reference import FP8_MAX
+from plimsoll_worker.quant.rounding import FP8_FACTORS, e4m3
 
 KEPT = torch.bfloat16
 """Scales are chosen among its values, so that a worker in BF16 has the same ones as a worker in FP32."""
-FP8_SCALES = tuple(2 ** (step / 16) for step in range(16))
-"""e4m3 has the same steps whenever a scale doubles; in between, steps fall differently on a row's weights."""
 SYMMETRIC_SHARES = tuple(1 - 0.01 * step for step in range(16))
 GROUP_SHARES = tuple(1 - 0.02 * step for step in range(21))
 """Shares of the largest, or of the range, that are tried: what lies outside is clipped, the rest is finer."""
@@ -68,7 +67,7 @@ class FloatGrid:
 
     def numbers(self, values: Tensor) -> Tensor:
         """e4m3, saturated."""
-        return (values / self.scales).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+        return e4m3(values, self.scales)
 
 
 def float_grid(weights: Tensor, importance: Tensor) -> FloatGrid:
@@ -77,7 +76,7 @@ def float_grid(weights: Tensor, importance: Tensor) -> FloatGrid:
     best = FloatGrid(_kept(largest))
     least = torch.full_like(largest, torch.inf)
     columns = torch.arange(weights.shape[1], device=weights.device)
-    for factor in FP8_SCALES:
+    for factor in FP8_FACTORS:
         tried = FloatGrid(_kept(largest * factor))
         error = _error(tried.nearest(weights, columns) - weights, importance)
         best = FloatGrid(torch.where(error < least, tried.scales, best.scales))
