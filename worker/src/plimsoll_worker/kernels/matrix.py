@@ -125,9 +125,12 @@ def dequantized_rows(matrix: QuantizedMatrix, wide: torch.dtype) -> Iterator[tup
         if matrix.group is not None:
             packed = matrix.numbers[rows]
             numbers = unpack_int4(packed) if matrix.precision is Precision.INT4 else packed
-            weights = numbers.to(wide) * _spread(matrix.scales[rows], matrix, wide)
-            if matrix.minimums is not None:
-                weights += _spread(matrix.minimums[rows], matrix, wide)
+            weights = numbers.to(wide)
+            for columns, groups in _groups(matrix.inputs, matrix.group):
+                part = weights[:, columns].view(len(weights), groups.stop - groups.start, -1)
+                part *= matrix.scales[rows, groups, None].to(wide)
+                if matrix.minimums is not None:
+                    part += matrix.minimums[rows, groups, None].to(wide)
             yield rows, weights
         elif matrix.block_scaled:
             lines = torch.arange(rows.start, rows.stop, device=matrix.scales.device) // FP8_BLOCK
@@ -137,7 +140,10 @@ def dequantized_rows(matrix: QuantizedMatrix, wide: torch.dtype) -> Iterator[tup
             yield rows, matrix.numbers[rows].to(wide) * matrix.scales[rows, None].to(wide)
 
 
-def _spread(factors: Tensor, matrix: QuantizedMatrix, wide: torch.dtype) -> Tensor:
-    """(rows, groups) → (rows, inputs) in `wide`."""
-    assert matrix.group is not None
-    return factors.to(wide).repeat_interleave(matrix.group, 1)[:, : matrix.inputs]
+def _groups(inputs: int, group: int) -> Iterator[tuple[slice, slice]]:
+    """(columns, their groups): all whole groups, and the last of a row where it is shorter."""
+    count = inputs // group
+    if count:
+        yield slice(0, count * group), slice(0, count)
+    if inputs % group:
+        yield slice(count * group, inputs), slice(count, count + 1)
