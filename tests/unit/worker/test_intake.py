@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from plimsoll_worker.server import intake
 from plimsoll_worker.server.errors import ApiError
@@ -34,19 +39,28 @@ async def test_a_body_that_comes_by_drops_is_408(monkeypatch: pytest.MonkeyPatch
 
 async def test_an_answer_that_is_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "SEND_SECONDS", 0.05)
-    closed = []
+    closed = asyncio.Event()
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    async def endless() -> AsyncIterator[bytes]:
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": b"data: 1", "more_body": True})
+            while True:
+                yield bytes(2**20)
+                await asyncio.sleep(0)
         finally:
-            closed.append(True)
+            closed.set()
 
-    async def send(message: Any) -> None:
-        if message["type"] == "http.response.body":
-            await never()
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await StreamingResponse(endless())(scope, receive, send)
 
-    async with asyncio.timeout(10):
-        await intake.Intake(app)(SCOPE, never, send)
-    assert closed
+    config = uvicorn.Config(
+        intake.Intake(app), http=intake.DeadlineProtocol, lifespan="off", log_level="error"
+    )
+    bound = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(config)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        group.create_task(server.serve(sockets=[bound]))
+        with socket.socket() as client:
+            await asyncio.to_thread(client.connect, bound.getsockname())
+            client.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+            await closed.wait()
+        server.should_exit = True

@@ -62,6 +62,8 @@ class StopStrings:
 
     def push(self, text: str) -> str:
         """The text that is safe to send; `found` tells whether a stop string ended it."""
+        if not self._strings:
+            return text
         self._held += text
         ends = [at for string in self._strings if (at := self._held.find(string)) >= 0]
         if ends:

@@ -89,9 +89,10 @@ class EngineLink:
             raise
 
     def _understand(self, message: object) -> None:
+        if isinstance(message, tuple):
+            self._hear(Token(*message))
+            return
         match message:
-            case tuple():
-                self._hear(Token(*message))
             case Reply(number, answer):
                 reply = self._questions.pop(number)
                 if not reply.done():  # the client that asked may be gone

@@ -128,7 +128,9 @@ class Generation:
         self.choices = [Choice(index, ask, tokenizer, stop, calling) for index, ask in enumerate(asks)]
         self._engine = engine
         self._metrics = metrics
-        self._tokens: asyncio.Queue[tuple[Choice, Token]] = asyncio.Queue()
+        self._tokens: list[tuple[Choice, Token]] = []
+        """Told by the engine, and not yet to the client."""
+        self._told = asyncio.Event()
         self._ids: list[str] = []
         try:
             for choice in self.choices:
@@ -159,10 +161,12 @@ class Generation:
         client was not listening is told at once: a server that is behind catches up. Raises ApiError when the
         engine gives up."""
         while not all(choice.ended for choice in self.choices):
+            await self._told.wait()
+            self._told.clear()
+            tokens, self._tokens = self._tokens, []
             news: dict[int, Delta] = {}
-            self._add(news, *await self._tokens.get())
-            while not self._tokens.empty():
-                self._add(news, *self._tokens.get_nowait())
+            for choice, token in tokens:
+                self._add(news, choice, token)
             for delta in news.values():
                 yield delta
 
@@ -191,7 +195,11 @@ class Generation:
         news[choice.index] = delta if before is None else before.followed_by(delta)
 
     def _hearer(self, choice: Choice) -> Callable[[Token], None]:
-        return lambda token: self._tokens.put_nowait((choice, token))
+        def hear(token: Token) -> None:
+            self._tokens.append((choice, token))
+            self._told.set()
+
+        return hear
 
     def _delta(self, choice: Choice, token: Token) -> Delta:
         choice.cached_tokens = token.cached_tokens
@@ -224,7 +232,7 @@ class Times:
         else:
             metrics.between_tokens.observe(now - self._last)
         self._last = now
-        metrics.generation_tokens.inc()
+        metrics.tokens += 1
 
     def end(self, metrics: Metrics, *, prompt: int, answer: int) -> None:
         """So many tokens were asked, so many answered."""

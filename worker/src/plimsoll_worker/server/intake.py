@@ -33,8 +33,8 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 class Intake:
-    """Around an application: request ids, and an end to clients that do not read. While it `leaves`, every
-    answer is the last of its connection: the client's next one leads to another replica."""
+    """Around an application: request ids. While it `leaves`, every answer is the last of its connection: the
+    client's next one leads to another replica."""
 
     def __init__(self, app: ASGIApp, *, leaves: Callable[[], bool] = lambda: False) -> None:
         self._app, self._leaves = app, leaves
@@ -51,11 +51,7 @@ class Intake:
                 headers[REQUEST_ID] = name
                 if self._leaves():
                     headers["Connection"] = "close"
-            try:
-                async with asyncio.timeout(SEND_SECONDS):
-                    await send(message)
-            except TimeoutError as error:
-                raise ClientDisconnect from error
+            await send(message)
 
         try:
             await self._app(scope, receive, send_named)
@@ -110,9 +106,12 @@ def _told(error: ValidationError) -> ApiError:
 
 
 class DeadlineProtocol(H11Protocol):
-    """uvicorn's protocol, which waits for ever for the headers of a request once a byte of them has come."""
+    """uvicorn's protocol, which waits for ever for the headers of a request once a byte of them has come, and
+    for a client to read. A deadline around every piece that is sent would be a timer a token; here it begins
+    when the socket takes no more."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
         super().connection_made(transport)
@@ -127,7 +126,16 @@ class DeadlineProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._clear_deadline()
+        self._clear_unread()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._unread = self.loop.call_later(SEND_SECONDS, self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._clear_unread()
+        super().resume_writing()
 
     def _in_request(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -139,3 +147,8 @@ class DeadlineProtocol(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _clear_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None

@@ -4,7 +4,13 @@ with finer ones below for GPUs, else vLLM's (`v1/metrics/loggers.py`)."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 from plimsoll_worker.engine.engine import EngineStats
 from plimsoll_worker.server.messages import Opened
@@ -16,6 +22,29 @@ TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50
 STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
+class Gaps(Collector):
+    """A histogram of what comes with every token: prometheus_client's own takes 2 µs for an observation, a
+    twentieth of what a token costs the server. For one thread."""
+
+    def __init__(self, name: str, what: str, model: str, buckets: tuple[float, ...]) -> None:
+        self._name, self._what, self._model = name, what, model
+        self._bounds = buckets
+        self._counts = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(self._bounds, seconds)] += 1
+        self._sum += seconds
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """As Prometheus has it: each bucket counts what the smaller ones do."""
+        family = HistogramMetricFamily(self._name, self._what, labels=("model_name",))
+        bounds = (*(str(float(bound)) for bound in self._bounds), "+Inf")
+        buckets = list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
+        family.add_metric((self._model,), buckets, self._sum)
+        yield family
+
+
 class Metrics:
     """One worker's metrics."""
 
@@ -23,7 +52,9 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._model = model
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens computed.")
-        self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self.tokens = 0
+        """Generated since the last exposition."""
         self._preemptions = self._gauge("num_preemptions_total", "Sequences that gave their blocks back.")
         self._queries = self._gauge("prefix_cache_queries_total", "Prompt tokens looked up in the cache.")
         self._hits = self._gauge("prefix_cache_hits_total", "Prompt tokens found in the prefix cache.")
@@ -32,7 +63,8 @@ class Metrics:
         self._kv_usage = self._gauge("kv_cache_usage_perc", "Part of the KV blocks in use, 0 to 1.")
         self.step_tokens = self._histogram("iteration_tokens_total", "Tokens computed a step.", STEP_TOKENS)
         self.first_token = self._histogram("time_to_first_token_seconds", "To first token.", FIRST_TOKEN)
-        self.between_tokens = self._histogram("inter_token_latency_seconds", "Token to token.", PER_TOKEN)
+        self.between_tokens = Gaps("vllm:inter_token_latency_seconds", "Token to token.", model, PER_TOKEN)
+        self._registry.register(self.between_tokens)
         self.per_token = self._histogram(
             "request_time_per_output_token_seconds", "A request's mean from token to token.", PER_TOKEN
         )
@@ -66,6 +98,8 @@ class Metrics:
 
     def exposition(self, stats: EngineStats) -> bytes:
         """The text that Prometheus scrapes, with the engine's state at this moment."""
+        self._generation_tokens.inc(self.tokens)
+        self.tokens = 0
         self._running.set(stats.running)
         self._waiting.set(stats.waiting)
         self._kv_usage.set(stats.kv_usage)
