@@ -31,6 +31,8 @@ def run(parts: Sequence[str], options: Sequence[str]) -> bool:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                # Ctrl-C reaches this process alone: a second signal would interrupt the end of their clusters.
+                start_new_session=True,
             )
             for part in parts
         ]
@@ -97,4 +99,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
