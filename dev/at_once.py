@@ -31,7 +31,7 @@ def run(parts: Sequence[str], options: Sequence[str]) -> bool:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                # Ctrl-C reaches this process alone: a second signal would interrupt the end of their clusters.
+                # Ctrl-C reaches this process alone: two signals would interrupt the end of their clusters.
                 start_new_session=True,
             )
             for part in parts
