@@ -11,6 +11,7 @@ import pytest
 import torch
 from gguf.constants import GGMLQuantizationType
 from tests.unit.worker.decoding import paged, sequence, steps
+from tests.unit.worker.parallel.threads import ThreadRank, side_by_side
 from tests.unit.worker.processes import WorkerProcess, smollm2_launch
 from tests.unit.worker.quant.gguf_files import HEADS, random_blocks, written
 
@@ -22,7 +23,7 @@ from plimsoll.sizing.schemes import Stored
 from plimsoll.sizing.weights import loaded_bytes
 from plimsoll.sources import open_source
 from plimsoll_worker.errors import ModelUnsupported
-from plimsoll_worker.kernels.matrix import StackedMatrix, dequantize
+from plimsoll_worker.kernels.matrix import QuantizedMatrix, StackedMatrix, dequantize
 from plimsoll_worker.launch import GGUF, GGUF_BLOCKS, Device, Precision, Report, WeightsScheme
 from plimsoll_worker.loading import gguf_matrices
 from plimsoll_worker.loading.checkpoint import open_checkpoint
@@ -32,6 +33,7 @@ from plimsoll_worker.parallel.position import Position
 from plimsoll_worker.quant.form import Form
 from plimsoll_worker.quant.ggml import BLOCK_BYTES, unpack_blocks
 from plimsoll_worker.quant.stored import staying
+from plimsoll_worker.selfcheck import check_effective
 
 CPU = torch.device("cpu")
 Q4_K_M = {"": "Q4_K", "attn_v": "Q6_K", "ffn_down": "Q6_K", "token_embd": "Q6_K"}
@@ -118,6 +120,30 @@ def test_a_model_in_blocks_is_the_widened_one(
     torch.testing.assert_close(logits(ours), logits(wide), rtol=1e-4, atol=1e-4)
 
 
+def test_blocks_are_taken_apart_a_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def seen(kind: str, raw: torch.Tensor, dtype: torch.dtype) -> QuantizedMatrix:
+        taken.append(len(raw))
+        return unpack_blocks(kind, raw, dtype)
+
+    monkeypatch.setattr(gguf_matrices, "unpack_blocks", seen)
+    monkeypatch.setattr(gguf_matrices, "NUMBERS_AT_ONCE", 40 * 256)
+    loaded(written(tmp_path / "m.gguf", Q4_K_M), as_stored=True)
+    # 40 rows of 256 columns or 20 of 512; of heads, whose rows move, whole ones of 32.
+    assert set(taken) == {20, 40, 32, 64 % 40, 256 % 20, 512 % 40}
+
+
+def test_what_lies_in_parts_passes_the_workers_own_check(tmp_path: Path) -> None:
+    model = loaded(written(tmp_path / "m.gguf", Q4_K_M, architecture="qwen2"), as_stored=True)
+    parts = model.get_submodule("layers.0.self_attn.qkv_proj").matrix
+    assert isinstance(parts, StackedMatrix)
+    assert [part.shape for part in parts.parts] == [(256 + 64, 256), (64, 256)]
+    assert parts.shape == (384, 256)
+    launch = smollm2_launch(tmp_path, weights=WeightsScheme.stored(GGUF, Precision.FP32))
+    check_effective(launch, model, paged(model, blocks=2).cache)
+
+
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
 @pytest.mark.parametrize("kinds", FILES.values(), ids=FILES.keys())
 def test_the_operator_counts_the_bytes_that_the_engine_keeps(
@@ -159,6 +185,25 @@ def test_two_ranks_have_the_model_between_them(kinds: dict[str, str], tmp_path: 
         bytes_of_a_rank = max(bytes_of_a_rank, mine.weight_bytes)
     stage = footprint(facts, on_gpu(Precision.FP32, tensor=2), LOAD).worst
     assert stage.bytes.weights == bytes_of_a_rank
+
+
+def test_two_ranks_answer_as_one(tmp_path: Path) -> None:
+    path = written(tmp_path / "m.gguf", Q4_K_M)
+    alone = logits(loaded(path, as_stored=True))
+
+    def answer(ranks: ThreadRank, rank: int) -> torch.Tensor:
+        mine = load_model(
+            open_checkpoint(path),
+            device=CPU,
+            precision=Precision.FP32,
+            as_stored=True,
+            position=positions()[rank],
+        )
+        mine.ranks = ranks
+        return logits(mine)
+
+    for found in side_by_side(2, answer):
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_a_stage_has_its_layers(tmp_path: Path) -> None:
