@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dev.hub.smollm2 import smollm2_gguf
 from tests.unit.worker.quant import packers
 from tests.unit.worker.quant.test_stored import SHAPE, written
 from tests.unit.worker.test_models import saved
@@ -22,12 +23,15 @@ from plimsoll_worker.launch import Precision
 from plimsoll_worker.loading.checkpoint import open_checkpoint
 from plimsoll_worker.loading.weights import load_model, quantizable
 from plimsoll_worker.models.decoder import Decoder
+from plimsoll_worker.parallel.position import Position
 from plimsoll_worker.quant.compressed import Scheme, pack_words
 from plimsoll_worker.quant.error_feedback import round_with_feedback
+from plimsoll_worker.quant.grids import Grid
 from plimsoll_worker.quantize import words
 from plimsoll_worker.quantize.__main__ import main
-from plimsoll_worker.quantize.layers import rounded_layers
+from plimsoll_worker.quantize.layers import Given, answer, rounded_layers
 
+ROOT = Path(__file__).parents[4]
 CPU = torch.device("cpu")
 SCHEMES = {
     "INT4": Scheme(Precision.INT4, 64),
@@ -60,7 +64,7 @@ def test_handing_errors_on_answers_closer_than_rounding_to_nearest(scheme: Schem
     grid = scheme.grid(weights, x.square().mean(0))
     everywhere = torch.arange(192)
     nearest = grid.nearest(weights, everywhere)
-    fed = round_with_feedback(weights, x.t() @ x, grid)
+    fed = round_with_feedback(weights, x.t() @ x, grid, 51200)
     assert torch.equal(grid.nearest(fed, everywhere), fed), "values of the grid, all of them"
     exact = x @ weights.t()
     errors = [(x @ values.t() - exact).norm() for values in (fed, nearest)]
@@ -70,7 +74,7 @@ def test_handing_errors_on_answers_closer_than_rounding_to_nearest(scheme: Schem
 def test_inputs_that_do_not_go_together_have_nothing_to_hand_on() -> None:
     weights = torch.randn(16, 64, generator=torch.Generator().manual_seed(2))
     grid = SCHEMES["INT4"].grid(weights, torch.ones(64))
-    fed = round_with_feedback(weights, torch.diag(torch.linspace(1, 3, 64)), grid)
+    fed = round_with_feedback(weights, torch.diag(torch.linspace(1, 3, 64)), grid, 64)
     torch.testing.assert_close(fed, grid.nearest(weights, torch.arange(64)))
 
 
@@ -79,7 +83,7 @@ def test_columns_whose_inputs_are_always_zero_do_no_harm() -> None:
     x[:, 5] = 0
     weights = torch.randn(16, 64, generator=torch.Generator().manual_seed(3))
     scheme = SCHEMES["INT4"]
-    found = round_with_feedback(weights, x.t() @ x, scheme.grid(weights, x.square().mean(0)))
+    found = round_with_feedback(weights, x.t() @ x, scheme.grid(weights, x.square().mean(0)), 512)
     assert found.isfinite().all()
     assert (found[:, 5] - weights[:, 5]).abs().max() < weights.abs().max() / 4
 
@@ -139,3 +143,30 @@ def test_a_quantized_checkpoint_is_not_quantized_again(
     written(packers.gptq(64, symmetric=True), tmp_path / "model")
     assert main(told(tmp_path / "model", "INT8", tmp_path / "out")) == 2
     assert re.search(r"quantized already \(gptq\); use the original model", capsys.readouterr().err)
+
+
+def test_a_layer_of_a_real_model_loses_less_on_a_text_that_it_was_not_calibrated_on() -> None:
+    """Two windows of Markdown against one of prose: as little as a calibration can be."""
+    checkpoint = open_checkpoint(smollm2_gguf())
+    calibration = (ROOT / "README.md").read_text(encoding="utf-8")
+    originals: list[Tensor] = []
+
+    def choose(weights: Tensor, importance: Tensor) -> Grid:
+        originals.append(weights.clone())
+        return SCHEMES["INT4"].grid(weights, importance)
+
+    windows = words.words_of(checkpoint, calibration, 2 * words.WINDOW)
+    layer = next(rounded_layers(checkpoint, windows, choose, CPU))
+    first = Position(first=0, last=1, stage=0, stages=checkpoint.config.layer_count)
+    model = load_model(checkpoint, device=CPU, precision=Precision.FP32, position=first)
+    other = checkpoint.tokenizer().encode((ROOT / "tests/data/prose.txt").read_text(encoding="utf-8"))
+    with Given(model) as given:
+        answer(model, torch.tensor(other[: words.WINDOW]))
+    for (name, rounded), weights in zip(layer.items(), originals, strict=True):
+        by_weights_alone = SCHEMES["INT4"].grid(weights, torch.ones(weights.shape[1]))
+        nearest = by_weights_alone.nearest(weights, torch.arange(weights.shape[1]))
+        fed, plain = (
+            ((values - weights) @ given.moments[name] * (values - weights)).sum()
+            for values in (rounded.values, nearest)
+        )
+        assert fed < (0.6 if name.endswith("qkv_proj") else 1.0) * plain, name

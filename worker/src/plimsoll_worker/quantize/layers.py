@@ -48,7 +48,7 @@ def rounded_layers(
     """
     config = checkpoint.config
     states = [window.to(device) for window in windows]
-    longest = max(len(window) for window in windows)
+    longest, tokens = max(map(len, windows)), sum(map(len, windows))
     for layer in range(config.layer_count):
         model = load_model(
             checkpoint,
@@ -57,22 +57,22 @@ def rounded_layers(
             context=longest,
             position=Position(first=layer, last=layer + 1, stage=layer, stages=config.layer_count),
         )
-        with _Given(model) as given:
+        with Given(model) as given:
             for state in states:
-                _answer(model, state)
+                answer(model, state)
         rounded = {}
         for name, linear in quantizable(model).items():
             assert linear.weight is not None
             weights, moments = linear.weight.float(), given.moments[name]
-            grid = choose(weights, moments.diagonal() / sum(map(len, windows)))
-            values = round_with_feedback(weights, moments, grid)
+            grid = choose(weights, moments.diagonal() / tokens)
+            values = round_with_feedback(weights, moments, grid, tokens)
             linear.weight.copy_(values)
             rounded[name] = Rounded(values, grid)
-        states = [_answer(model, state) for state in states]
+        states = [answer(model, state) for state in states]
         yield rounded
 
 
-class _Given(TorchFunctionMode):
+class Given(TorchFunctionMode):
     """Sums x xᵀ of all that a model's matrices are multiplied with, by the names of their modules. Layers
     multiply in several ways, fused and not; all of them end in one of torch's own products."""
 
@@ -102,7 +102,7 @@ _INPUT = {torch.nn.functional.linear: 0, torch.Tensor.addmm_: 1}
 
 
 @torch.no_grad()
-def _answer(model: Decoder, state: Tensor) -> Tensor:
+def answer(model: Decoder, state: Tensor) -> Tensor:
     """What one stage makes of the whole of a text: token ids or hidden states → hidden states. The cache is
     made anew, as nothing is asked twice."""
     batch = whole_text(len(state), state.device)

@@ -30,14 +30,16 @@ BLOCK = 16
 
 
 def words_of(checkpoint: Checkpoint, text: str, tokens: int) -> list[Tensor]:
-    """The first `tokens` of a text in windows. Raises ModelUnsupported for a text that has too few."""
+    """`tokens` of a text in windows, spread evenly over it. Raises ModelUnsupported for a text that has too
+    few."""
     ids = checkpoint.tokenizer().encode(text)
     if len(ids) < WINDOW:
         raise ModelUnsupported(
             f"the text has {len(ids)} tokens, expected {WINDOW} at least; leave --text out to calibrate on"
             " the model's own words"
         )
-    return [window for window in torch.split(torch.tensor(ids[:tokens]), WINDOW) if len(window) == WINDOW]
+    windows = torch.tensor(ids[: len(ids) // WINDOW * WINDOW]).split(WINDOW)
+    return list(windows[:: max(1, len(windows) * WINDOW // tokens)])[: max(1, tokens // WINDOW)]
 
 
 def own_words(checkpoint: Checkpoint, tokens: int, device: torch.device, seed: int = 0) -> list[Tensor]:
