@@ -15,11 +15,12 @@ from plimsoll_worker.quant.rounding import round_into
 
 BOUNDS = {
     # (more perplexity of the model's own words, of the text, greedy agreement at least)
-    "INT8": (0.005, 0.01, 0.95),
-    "FP8": (0.03, 0.03, 0.9),
-    "FP8, weights alone": (0.016, 0.015, 0.92),
-    "INT4": (0.55, 0.55, 0.6),
+    "INT8": (0.004, 0.005, 0.96),
+    "FP8": (0.023, 0.015, 0.9),
+    "FP8, weights alone": (0.0125, 0.015, 0.92),
+    "INT4": (0.53, 0.53, 0.6),
 }
+"""Of the text: our goals for INT8 and FP8, which a thousand tokens can miss by chance."""
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +28,12 @@ def bench() -> Bench:
     return Bench(open_checkpoint(smollm2_gguf()))
 
 
-@pytest.fixture(scope="module")
-def perplexity(bench: Bench) -> float:
-    return bench.measure(ROWS["FP32"]).perplexity
-
-
 @pytest.mark.parametrize("name", BOUNDS)
-def test_a_precision_costs_no_more_than_its_word_says(name: str, bench: Bench, perplexity: float) -> None:
+def test_a_precision_costs_no_more_than_its_word_says(name: str, bench: Bench) -> None:
     own, text, agreement = BOUNDS[name]
     found = bench.measure(ROWS[name])
     assert found.own.value <= own
-    assert found.perplexity <= perplexity * (1 + text)
+    assert found.text.value - 2 * found.text.error <= text
     assert found.agreement.value >= agreement
 
 

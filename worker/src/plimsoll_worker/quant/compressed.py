@@ -91,5 +91,5 @@ def pack_words(numbers: Tensor, bits: int) -> Tensor:
     per_word = WORD // bits
     padded = torch.nn.functional.pad(numbers.long(), (0, -numbers.shape[1] % per_word))
     places = torch.arange(per_word, device=numbers.device) * bits
-    words = (padded.unflatten(1, (-1, per_word)) << places).sum(-1)
+    words = (padded.reshape(len(padded), -1, per_word) << places).sum(-1)
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)

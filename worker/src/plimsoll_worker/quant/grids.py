@@ -96,7 +96,7 @@ def symmetric_grid(weights: Tensor, importance: Tensor, bits: int) -> IntegerGri
 def grouped_grid(weights: Tensor, importance: Tensor, group: int, bits: int) -> IntegerGrid:
     """A scale and a zero point, itself a number, for each `group` columns; the group divides them."""
     most = 2**bits - 1
-    groups = weights.unflatten(1, (-1, group))
+    groups = weights.reshape(len(weights), -1, group)
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     middle, reach = (low + high) / 2, (high - low) / 2
 

@@ -38,7 +38,7 @@ def words_of(checkpoint: Checkpoint, text: str, tokens: int) -> list[Tensor]:
             f"the text has {len(ids)} tokens, expected {WINDOW} at least; leave --text out to calibrate on"
             " the model's own words"
         )
-    windows = torch.tensor(ids[: len(ids) // WINDOW * WINDOW]).split(WINDOW)
+    windows = torch.tensor(ids[: len(ids) // WINDOW * WINDOW]).view(-1, WINDOW)
     return list(windows[:: max(1, len(windows) * WINDOW // tokens)])[: max(1, tokens // WINDOW)]
 
 
