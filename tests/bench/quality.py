@@ -97,6 +97,8 @@ class Kept:
     cache: torch.dtype | None = None
     calibrated: Precision | None = None
     """A checkpoint whose matrices were rounded to this ahead."""
+    as_stored: bool = False
+    """Matrices in the blocks of the file."""
 
 
 @contextmanager
@@ -132,6 +134,7 @@ def whole_range() -> Iterator[None]:
 ROWS: Mapping[str, Kept] = {
     "FP32": Kept(),
     "BF16": Kept(Precision.BF16, Precision.BF16),
+    "BF16 beside the file's blocks": Kept(Precision.BF16, Precision.BF16, as_stored=True),
     "INT8": Kept(Precision.INT8),
     "FP8": Kept(Precision.FP8, around=activations_in_fp8),
     "FP8, weights alone": Kept(Precision.FP8),
@@ -175,7 +178,11 @@ class Bench:
         checkpoint = open_checkpoint(calibrated(kept.calibrated)) if kept.calibrated else self._checkpoint
         with kept.around() if kept.around else nullcontext():
             model = load_model(
-                checkpoint, device=torch.device("cpu"), precision=kept.compute, matrices=kept.matrices
+                checkpoint,
+                device=torch.device("cpu"),
+                precision=kept.compute,
+                matrices=kept.matrices,
+                as_stored=kept.as_stored,
             )
             for window in torch.split(self._ids, WINDOW):
                 yield _logits(model, window, kept.cache or model.dtype)[:-1].float(), window[1:]
