@@ -97,21 +97,25 @@ def test_a_quantized_checkpoint_answers_as_the_weights_it_stands_for(packer: Pac
     assert not checkpoint.stored.optional
 
 
-def test_modules_that_a_quantizer_skipped_stay_as_they_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("module", "kept"),
+    [("mlp.down_proj", "mlp.down_proj"), ("self_attn.v_proj", "self_attn.qkv_proj.part1")],
+)
+def test_modules_that_a_quantizer_skipped_stay_as_they_are(module: str, kept: str, tmp_path: Path) -> None:
     packer = packers.gptq(64, symmetric=True)
     theirs = written(packer, tmp_path)
     plain = saved("Llama", SHAPE, tmp_path / "plain").state_dict()
     from safetensors.torch import load_file
 
     tensors = load_file(tmp_path / "model.safetensors")
-    skipped = "model.layers.1.mlp.down_proj"
+    skipped = f"model.layers.1.{module}"
     for name in [name for name in tensors if name.startswith(f"{skipped}.")]:
         del tensors[name]
     tensors[f"{skipped}.weight"] = plain[f"{skipped}.weight"].clone()
     save_file(tensors, tmp_path / "model.safetensors")
     theirs.get_parameter(f"{skipped}.weight").data = plain[f"{skipped}.weight"].clone()
     ours = opened(tmp_path)
-    assert quantizable(ours)["layers.1.mlp.down_proj"].quantized is None
+    assert quantizable(ours)[f"layers.1.{kept}"].quantized is None
     text, logits = answers_of(theirs, length=PROMPT + 6)
     assert_same_answers(ours, text, logits, max_batched_tokens=64)
     assert loaded_bytes(read_facts(open_source(str(tmp_path))), Stored(Precision.FP32)) == ours.weight_bytes
