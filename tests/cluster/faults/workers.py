@@ -168,8 +168,8 @@ class Workers:
 
     async def _end(self, uid: str) -> None:
         if server := self._servers.pop(uid, None):
-            # A connection that is just being accepted would find its server closed: asyncio of Python 3.11 drops
-            # it, half made and never closed.
+            # A connection that is just being accepted would find its server closed: asyncio of Python 3.11
+            # drops it, half made and never closed.
             for listening in server.sockets:
                 self._loop.remove_reader(listening.fileno())
             await asyncio.sleep(0)
