@@ -9,8 +9,8 @@ cases; a case that kills it leaves the next one with a fresh one.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -40,8 +40,24 @@ L4 = NodePool("l4", "NVIDIA-L4", GPU_NODES, 1, 23034, "8.9", "16", "64Gi", "350G
 H100 = NodePool("h100", "NVIDIA-H100-80GB-HBM3", 1, 8, 81559, "9.0", "192", "2Ti", "25Ti")
 FOR_INSPECTION = NodePool("cpu", "", 1, 0, 0, "0.0", "64", "256Gi")
 NODES = (L4, H100, FOR_INSPECTION)
-HERE = f"127.{65 + os.getpid() % 150}.0.1/16"
-"""Addresses of this run's pods: another run on this machine has others."""
+
+
+def _addresses_of_nobody() -> tuple[str, socket.socket]:
+    """A network of loopback addresses, and what holds it for this run: another run finds it taken."""
+    for number in range(65, 215):
+        held = socket.socket()
+        try:
+            held.bind((f"127.{number}.255.254", HOLDING_PORT))
+        except OSError:
+            held.close()
+        else:
+            return f"127.{number}.0.1/16", held
+    raise RuntimeError("150 runs have taken 127.65.0.0 to 127.214.0.0; end one of them")
+
+
+HOLDING_PORT = 64999
+HERE, _held = _addresses_of_nobody()
+"""Addresses of this run's pods."""
 FAKES = Fakes(pod_cidr=HERE, lease_seconds=400, grace_seconds=300)
 SETTINGS = {"replan_seconds": "1", "worker_image": "plimsoll.dev/worker:test"}
 BYSTANDERS = "bystanders"
