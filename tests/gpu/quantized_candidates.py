@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,32 +58,48 @@ def quantized(shape: Shape, kind: str) -> Model:
     return model
 
 
-def row_candidates(gated: bool) -> list[quantized_row.Tiles]:
-    cuts = ((2, 32, 1), (4, 32, 1), (8, 32, 1), (4, 64, 2), (8, 64, 2), (4, 128, 4), (8, 128, 4), (2, 64, 2))
-    return [quantized_row.Tiles(*((n + 1) // 2 if gated else n, c, w)) for n, c, w in cuts]
+def row_candidates(kind: str, gated: bool) -> list[quantized_row.Tiles]:
+    cuts = [(2, 32, 1, 1), (4, 32, 1, 1), (8, 32, 1, 1), (4, 64, 2, 1), (8, 64, 2, 1), (2, 64, 2, 1)]
+    cuts += [(4, 128, 4, 1), (8, 128, 4, 1)]
+    if kind.startswith("INT4"):
+        # Those that are for other widths raise.
+        cuts += [(16, 128, 4, 1), (16, 128, 4, 2), (8, 128, 4, 3), (8, 128, 4, 7), (16, 128, 4, 7)]
+        cuts += [(8, 512, 16, 2), (8, 512, 16, 4), (4, 512, 16, 8)]
+    return [quantized_row.Tiles((n + 1) // 2 if gated else n, *rest) for n, *rest in cuts]
 
 
 def tile_candidates(kind: str, rows: int, outputs: int) -> list[quantized_tiles.Tiles]:
-    """(block_n, block_k, warps, stages); `outputs` are the weight's rows."""
-    band = max(16, min(256, 1 << (rows - 1).bit_length()))
+    """(block_n, block_m, block_k, warps, stages, spans); `outputs` are the weight's rows."""
+    int4, fp8 = kind.startswith("INT4"), kind.startswith("FP8")
     if rows <= 16:
-        cuts = [(64, 128, 4, stages) for stages in (3, 4, 5, 6)]
-        cuts += [(64, 256, 4, 4), (32, 128, 2, 5), (32, 256, 2, 4), (128, 128, 8, 4), (128, 128, 4, 4)]
+        cuts = [
+            (64, 16, 128, 4, 4, 1),
+            (64, 16, 128, 4, 3, 1),
+            (32, 16, 128, 2, 5, 1),
+            (128, 16, 128, 8, 4, 1),
+        ]
+        if int4:
+            cuts += [(64, 16, 128, 4, 3, 2), (32, 16, 128, 2, 3, 2), (128, 16, 128, 4, 3, 2)]
+        else:
+            cuts += [(64, 16, 256, 4, 4, 1), (128, 16, 256, 8, 3, 1)]
     elif rows <= 64:
-        cuts = [(64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 5), (64, 64, 4, 5)]
-        cuts += [(128, 128, 4, 3), (128, 128, 8, 3), (128, 128, 8, 4)]
+        band = 64 if rows > 32 else 32
+        cuts = [(128, band, 128, 8, 3, 1), (128, band, 128, 8, 4, 1), (64, band, 128, 4, 4, 1)]
+        cuts += [(128, band, 128, 8, 3, 2), (128, band, 128, 4, 3, 2)] if int4 else []
     elif rows <= 128:
-        cuts = [(128, 128, 8, 3), (128, 128, 8, 4), (128, 64, 8, 4), (64, 128, 4, 3), (64, 64, 4, 4)]
+        cuts = [(128, 128, 128, 8, 3, 1), (128, 128, 64, 8, 4, 1), (64, 128, 128, 4, 3, 1)]
+        cuts += [(128, 64, 128, 8, 3, 1)]
     else:
-        cuts = [(128, 64, 8, 3), (128, 64, 8, 4), (128, 128, 8, 2), (64, 64, 4, 3)]
+        cuts = [(128, 128, 128, 8, 3, 1), (64, 128, 128, 4, 3, 1), (64, 256, 64, 4, 3, 1)]
+        cuts += [] if int4 else [(128, 256, 64, 8, 4, 1), (128, 256, 128, 8, 2, 1)]
+    cuts += [(128, 128, 128, 8, 4, 1)] if fp8 and rows > 64 else []
     found = []
-    for block_n, block_k, warps, stages in cuts:
-        tiles = -(-outputs // block_n)
-        deep = min(block_k, 128) if kind.startswith("INT4") else block_k
+    for block_n, block_m, block_k, warps, stages, spans in cuts:
+        programs = -(-outputs // block_n) * -(-rows // block_m)
         found += [
-            quantized_tiles.Tiles(block_n, band, deep, parts, warps, stages)
+            quantized_tiles.Tiles(block_n, block_m, block_k, parts, warps, stages, spans)
             for parts in (1, 2, 3, 4, 6, 8)
-            if PROGRAMS[0] <= tiles * parts <= PROGRAMS[1]
+            if PROGRAMS[0] <= programs * parts <= PROGRAMS[1]
         ]
     return list(dict.fromkeys(found))
 
@@ -112,8 +128,11 @@ def precompile(kinds: tuple[str, ...], rows: list[int]) -> None:
                     end: dict[str, Any] = {"residual": random_on_meta(count, height)} if adds else {}
                     end |= {"gated": "silu"} if gated else {}
                     if count == 1:
-                        for cut in row_candidates(gated):
-                            quantized_row.row_linear(x, weight, tiles=cut, **({} if adds else normed), **end)
+                        for cut in row_candidates(kind, gated):
+                            with suppress(AssertionError):
+                                quantized_row.row_linear(
+                                    x, weight, tiles=cut, **({} if adds else normed), **end
+                                )
                         continue
                     for cut in tile_candidates(kind, count, height):
                         quantized_tiles.tile_linear(x, weight, tiles=cut, **end)
@@ -135,7 +154,7 @@ class Choice:
     def __init__(self, tiles: dict[tuple[int, int], Any]) -> None:
         self.tiles = tiles
 
-    def row(self, weight: QuantizedMatrix, *, gated: bool) -> quantized_row.Tiles:
+    def row(self, weight: QuantizedMatrix, *, gated: bool, multiprocessors: int) -> quantized_row.Tiles:
         return self.tiles[weight.shape]
 
     def tile(
@@ -168,7 +187,9 @@ def tuned(kind: str, rows: int) -> dict[str, Any]:
 
     def best() -> dict[str, Any]:
         lists = {
-            (height, inputs): row_candidates(gated) if rows == 1 else tile_candidates(kind, rows, height)
+            (height, inputs): row_candidates(kind, gated)
+            if rows == 1
+            else tile_candidates(kind, rows, height)
             for _, inputs, height, gated in roles()
         }
         tiles.update({shape: cuts[0] for shape, cuts in lists.items()})
@@ -179,7 +200,7 @@ def tuned(kind: str, rows: int) -> dict[str, Any]:
                 tiles[shape] = cut
                 try:
                     times[cut] = measure()
-                except RuntimeError as failure:  # of Triton or CUDA: too many registers, too little memory
+                except (RuntimeError, AssertionError) as failure:  # of Triton or CUDA, or not for this width
                     told[f"{shape} {cut}"] = repr(failure)[:200]
             order = sorted(times.items(), key=lambda item: item[1])
             tiles[shape] = order[0][0] if order[0][1] <= least else before

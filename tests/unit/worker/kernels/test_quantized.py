@@ -8,11 +8,13 @@ from tests.unit.worker.kernels.paged import error
 from tests.unit.worker.kernels.quantization import KINDS, random_matrix
 
 from plimsoll_worker.kernels import dequantizing, quantized, quantized_row, quantized_tiles, reference
+from plimsoll_worker.kernels.arranging import SUM_OF, arranged
 from plimsoll_worker.kernels.fp8_rows import fp8_rows
 from plimsoll_worker.kernels.matrix import dequantize
 from plimsoll_worker.kernels.quantized import quantized_linear
 from plimsoll_worker.kernels.quantized_row import row_linear
 from plimsoll_worker.kernels.quantized_tiles import tile_linear
+from plimsoll_worker.kernels.reference import Activation
 
 EXACT = 1e-4
 """In FP32; a row's INT4 are multiplied with 2048 on top, which is then taken away."""
@@ -91,6 +93,57 @@ class TestTiles:
         out = tile_linear(x, weight, residual=residual, scale=0.5, tiles=self.tiles(parts))
         assert out is residual
         assert error(out, wanted) < EXACT
+
+
+@pytest.mark.parametrize("gated", [None, "silu"])
+def test_a_program_of_one_row_takes_several_bands(gated: Activation | None) -> None:
+    inputs, outputs = 1024, 32
+    weight = random_matrix("INT4 group 128", 2 * outputs, inputs, torch.float32)
+    x, factor = torch.randn(1, inputs), torch.randn(inputs) / 64
+    tiles = quantized_row.Tiles(8, 32, 1, bands=2)
+    out = row_linear(x, weight, norm_weight=factor, eps=1e-5, gated=gated, tiles=tiles)
+    normed = reference.rms_norm(x.double(), factor.double(), 1e-5)
+    wanted = reference.linear(normed, dequantize(weight, torch.float64))
+    assert error(out, reference.gated_activation(wanted, gated) if gated else wanted) < EXACT
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "gated", "tiles"),
+    [
+        pytest.param(
+            4096, 28672, True, quantized_row.Tiles(4, 128, 4, 7), id="gate and up: all at work at once"
+        ),
+        pytest.param(4096, 6144, False, quantized_row.Tiles(16, 128, 4), id="few enough as they are"),
+        pytest.param(14336, 4096, False, quantized_row.Tiles(8, 512, 16, 4), id="long rows"),
+        pytest.param(576, 576, False, quantized_row.Tiles(16, 32, 1), id="a small model"),
+        pytest.param(8192, 8192, False, quantized_row.Tiles(8, 128, 4), id="between short and long"),
+    ],
+)
+def test_rows_of_int4_stay_in_registers_where_they_fit(
+    inputs: int, outputs: int, gated: bool, tiles: quantized_row.Tiles
+) -> None:
+    weight = random_matrix("INT4 group 128", outputs, inputs, torch.bfloat16, "meta")
+    assert quantized_row.tiles_for(weight, gated=gated, multiprocessors=132) == tiles
+
+
+def test_two_steps_of_int4_may_be_read_at_once() -> None:
+    weight = random_matrix("INT4 group 128", 40, 1024, torch.float32)
+    x = torch.randn(5, 1024)
+    tiles = quantized_tiles.Tiles(32, 16, 128, 3, 4, 1, spans=2)
+    wanted = reference.linear(x.double(), dequantize(weight, torch.float64))
+    assert error(tile_linear(x, weight, tiles=tiles), wanted) < EXACT
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_columns_lie_in_the_order_in_which_masks_take_them(norm: bool) -> None:
+    x, factor = torch.randn(2, 160), torch.randn(160)
+    out, sums = arranged(x, step=128, word=2, int4=True, norm_weight=factor if norm else None, eps=1e-5)
+    wanted = torch.zeros(2, 256)
+    wanted[:, :160] = reference.rms_norm(x, factor, 1e-5) if norm else x
+    # Of 16 bytes the even ones' low halves, the odd ones', then both high halves.
+    by_turn = wanted.view(2, 2, 4, 2, 8, 2).permute(0, 1, 3, 5, 2, 4)
+    assert torch.allclose(out, by_turn.reshape(2, 256), atol=1e-5)
+    assert torch.allclose(sums.sum(0) * SUM_OF.value, wanted.view(2, 2, 128).sum(2), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

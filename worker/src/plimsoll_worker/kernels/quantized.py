@@ -2,8 +2,8 @@
 
 | rows | INT8, INT4, block-scaled FP8 | FP8 with a scale a row |
 | --- | --- | --- |
-| 1 | `quantized_row` | the same |
-| to WIDE_ROWS | `quantized_tiles` behind a norm | x in FP8 from FP8_ROWS on (`fp8_rows`) |
+| 1 | `quantized_row`; INT4 in groups of 128 `nibbles_row` | the same |
+| to WIDE_ROWS | `quantized_tiles`, x of integers `arranged` | x in FP8 from FP8_ROWS on (`fp8_rows`) |
 | more | `dequantizing` and cuBLAS | x in FP8, cuBLAS |
 """
 
@@ -69,10 +69,10 @@ def quantized_linear(
         if gated is not None:
             return norm.gated_activation(out, gated)
         return out if residual is None else residual.add_(out, alpha=scale)
+    if few:
+        return tile_linear(x, weight, bias, norm_weight=norm_weight, eps=eps, offset=offset, **epilogue)
     if norm_weight is not None:
         x = norm.rms_norm(x, norm_weight, eps, offset=offset)
-    if few:
-        return tile_linear(x, weight, bias, **epilogue)
     out = wide_linear(x, weight, bias, residual, scale)
     return out if gated is None else norm.gated_activation(out, gated)
 

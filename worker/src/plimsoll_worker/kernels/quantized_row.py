@@ -1,4 +1,5 @@
-"""A linear layer of quantized weights for one row: `few_rows._row` with numbers of fewer bits.
+"""A linear layer of quantized weights for one row: `few_rows._row` with numbers of fewer bits, and which
+kernel takes it.
 
 Half the bytes leave half the time, and the arithmetic becomes a bound too: numbers are widened by a few
 operations (`widening`), scales are applied to sums over 16 bytes of a row, and what belongs to the inputs
@@ -7,7 +8,9 @@ operations (`widening`), scales are applied to sums over 16 bytes of a row, and 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -17,71 +20,11 @@ from torch import Tensor
 from plimsoll_worker.kernels.few_rows import finish
 from plimsoll_worker.kernels.launching import await_inputs, card, release_next
 from plimsoll_worker.kernels.matrix import FP8_BLOCK, QuantizedMatrix
+from plimsoll_worker.kernels.nibbles_row import GROUP, row_of_nibbles
 from plimsoll_worker.kernels.reference import Activation
+from plimsoll_worker.kernels.row_reading import factors_of, inputs_of, words_of
 from plimsoll_worker.kernels.widening import bytes_to_fp32, nibbles_to_fp32
 from plimsoll_worker.launch.precision import Precision
-
-
-@triton.jit
-def _words(
-    words,
-    row,
-    start,
-    WIDTH: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    CHUNKS: tl.constexpr,
-):
-    """(BLOCK_N, 4 * CHUNKS) of rows `row` of WIDTH words of four bytes, from word `start`; 0 past the edges.
-    Words, because bytes that are kept from one step to the next would each take a register."""
-    place = start + tl.arange(0, 4 * CHUNKS)
-    at = words + row.to(tl.int64)[:, None] * WIDTH + place[None, :]
-    if WIDTH % (4 * CHUNKS) == 0 and OUTPUTS % BLOCK_N == 0:
-        return tl.load(at, mask=start < WIDTH, other=0, eviction_policy="evict_first")
-    return tl.load(at, mask=(row < OUTPUTS)[:, None] & (place < WIDTH)[None, :], other=0)
-
-
-@triton.jit
-def _factors(
-    factors,
-    row,
-    start,
-    WIDTH: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    GROUP: tl.constexpr,
-    LINES: tl.constexpr,
-    CHUNKS: tl.constexpr,
-):
-    """(BLOCK_N, CHUNKS): what belongs to a group of GROUP words and LINES rows. GROUP 0: 1."""
-    if GROUP == 0:
-        return tl.full([row.shape[0], CHUNKS], 1.0, tl.float32)
-    else:  # noqa: RET505 - what follows a return is compiled too
-        place = start + 4 * tl.arange(0, CHUNKS)
-        at = factors + (row // LINES)[:, None] * ((WIDTH + GROUP - 1) // GROUP) + (place // GROUP)[None, :]
-        mask = (row < OUTPUTS)[:, None] & (place < WIDTH)[None, :]
-        return tl.load(at, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _inputs(
-    x,
-    norm_weight,
-    first,
-    offset,
-    INPUTS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    STRIDE: tl.constexpr,
-    NORM: tl.constexpr,
-):
-    """(CHUNKS, 8) in FP32 of x from column `first`, STRIDE columns a chunk, times the norm's weight; and
-    unnormed."""
-    k = first + STRIDE * tl.arange(0, CHUNKS)[:, None] + tl.arange(0, 8)[None, :]
-    mask = (k < INPUTS) | (INPUTS % (STRIDE * CHUNKS) == 0)
-    raw = tl.load(x + k, mask=mask, other=0.0).to(tl.float32)
-    if NORM:
-        return raw * (tl.load(norm_weight + k, mask=mask, other=0.0).to(tl.float32) + offset), raw
-    else:  # noqa: RET505
-        return raw, raw
 
 
 @triton.jit
@@ -156,28 +99,28 @@ def _row(
         # Rows of gate and up by turns, so that both end in the same thread.
         turn = tl.arange(0, ROWS)
         line = tl.program_id(0) * BLOCK_N + turn // 2 + (turn % 2) * OUTPUTS
-    tile = _words(words, line, 0, WIDTH, HEIGHT, ROWS, CHUNKS)
-    factor = _factors(scales, line, 0, WIDTH, HEIGHT, GROUP, LINES, CHUNKS)
-    least = _factors(minimums, line, 0, WIDTH, HEIGHT, LEAST, LINES, CHUNKS)
+    tile = words_of(words, line, 0, WIDTH, HEIGHT, ROWS, CHUNKS)
+    factor = factors_of(scales, line, 0, WIDTH, HEIGHT, GROUP, LINES, CHUNKS)
+    least = factors_of(minimums, line, 0, WIDTH, HEIGHT, LEAST, LINES, CHUNKS)
     await_inputs(PDL)
     release_next(PDL)
     squares = tl.zeros([CHUNKS, 8], tl.float32)
     acc = tl.zeros([ROWS, CHUNKS], tl.float32)
     for start in range(0, WIDTH, STEP):
         ahead = start + STEP
-        later = _words(words, line, ahead, WIDTH, HEIGHT, ROWS, CHUNKS)
-        later_factor = _factors(scales, line, ahead, WIDTH, HEIGHT, GROUP, LINES, CHUNKS)
-        later_least = _factors(minimums, line, ahead, WIDTH, HEIGHT, LEAST, LINES, CHUNKS)
+        later = words_of(words, line, ahead, WIDTH, HEIGHT, ROWS, CHUNKS)
+        later_factor = factors_of(scales, line, ahead, WIDTH, HEIGHT, GROUP, LINES, CHUNKS)
+        later_least = factors_of(minimums, line, ahead, WIDTH, HEIGHT, LEAST, LINES, CHUNKS)
         first = start * (STRIDE // 4)
-        x0, raw0 = _inputs(x, norm_weight, first, offset, INPUTS, CHUNKS, STRIDE, NORM)
-        x1, raw1 = _inputs(x, norm_weight, first + 8, offset, INPUTS, CHUNKS, STRIDE, NORM)
+        x0, raw0 = inputs_of(x, norm_weight, first, offset, INPUTS, CHUNKS, STRIDE, NORM)
+        x1, raw1 = inputs_of(x, norm_weight, first + 8, offset, INPUTS, CHUNKS, STRIDE, NORM)
         if NORM:
             squares += raw0 * raw0 + raw1 * raw1
         pairs = tl.permute(tl.reshape(tile, [ROWS, CHUNKS, 2, 2]), [0, 1, 3, 2])
         left, right = tl.split(pairs)
         if INT4:
-            x2, raw2 = _inputs(x, norm_weight, first + 16, offset, INPUTS, CHUNKS, STRIDE, NORM)
-            x3, raw3 = _inputs(x, norm_weight, first + 24, offset, INPUTS, CHUNKS, STRIDE, NORM)
+            x2, raw2 = inputs_of(x, norm_weight, first + 16, offset, INPUTS, CHUNKS, STRIDE, NORM)
+            x3, raw3 = inputs_of(x, norm_weight, first + 24, offset, INPUTS, CHUNKS, STRIDE, NORM)
             if NORM:
                 squares += raw2 * raw2 + raw3 * raw3
             product, excess = _nibbles_times(left, x0, x2, CHUNKS, ASM)
@@ -210,6 +153,8 @@ class Tiles:
     block_n: int
     chunks: int
     warps: int
+    bands: int = 1
+    """Turns of a program, of INT4 on the tensor cores where a step is a whole row."""
 
 
 # The best on an H100 in chains of layers of Llama-3.1-8B's shape, 2026-11-23; of a family the first that
@@ -218,13 +163,40 @@ BYTES = (Tiles(4, 128, 4), Tiles(4, 64, 2), Tiles(2, 32, 1))
 BYTES_GATED = (Tiles(2, 64, 2), Tiles(2, 32, 1))
 NIBBLES = (Tiles(8, 128, 4), Tiles(4, 64, 2), Tiles(8, 32, 1))
 NIBBLES_GATED = (Tiles(4, 128, 4), Tiles(4, 32, 1))
+# On the tensor cores, 3 % of a layer's time: rows whose x stays in registers, short ones and long ones.
+SHORT, SHORT_GATED, LONG = Tiles(16, 128, 4), Tiles(4, 128, 4), Tiles(8, 512, 16)
+LONG_FROM = 384
+"""Chunks of a row from which it is long: fewer would leave warps without any."""
+RESIDENT_WARPS = 16
+"""Of a multiprocessor that takes its programs in bands."""
 
 
-def tiles_for(weight: QuantizedMatrix, *, gated: bool) -> Tiles:
+def tiles_for(weight: QuantizedMatrix, *, gated: bool, multiprocessors: int) -> Tiles:
     int4 = weight.precision is Precision.INT4
-    family = (NIBBLES_GATED if int4 else BYTES_GATED) if gated else (NIBBLES if int4 else BYTES)
     width = weight.numbers.shape[1]
+    if on_tensor_cores(weight):
+        chunks = triton.cdiv(width, 16)
+        if chunks <= SHORT.chunks:
+            return _in_bands(SHORT_GATED if gated else SHORT, weight, gated, multiprocessors)
+        if LONG_FROM < chunks <= LONG.chunks and not gated:
+            return _in_bands(LONG, weight, gated, multiprocessors)
+    family = (NIBBLES_GATED if int4 else BYTES_GATED) if gated else (NIBBLES if int4 else BYTES)
     return next((tiles for tiles in family if width % (16 * tiles.chunks) == 0), family[-1])
+
+
+def _in_bands(tiles: Tiles, weight: QuantizedMatrix, gated: bool, multiprocessors: int) -> Tiles:
+    """So many turns that all programs are at work at once, if they divide the answer's columns."""
+    chunks = max(32, min(tiles.chunks, triton.next_power_of_2(triton.cdiv(weight.inputs, 32))))
+    tiles = dataclasses.replace(tiles, chunks=chunks, warps=chunks // 32)
+    columns, rest = divmod(weight.outputs // (2 if gated else 1), tiles.block_n)
+    least = triton.cdiv(columns, multiprocessors * RESIDENT_WARPS // tiles.warps)
+    divide = [bands for bands in range(least, 2 * least) if rest == 0 and columns % bands == 0]
+    return dataclasses.replace(tiles, bands=divide[0] if divide else 1)
+
+
+def on_tensor_cores(weight: QuantizedMatrix) -> bool:
+    """Whether one row goes to `row_of_nibbles`."""
+    return weight.precision is Precision.INT4 and weight.group is not None and weight.group % GROUP == 0
 
 
 def group_of(weight: QuantizedMatrix) -> tuple[int, int]:
@@ -249,12 +221,19 @@ def row_linear(
 ) -> Tensor:
     """`few_rows.fused_linear` for x (1, inputs)."""
     inputs, outputs = weight.inputs, weight.outputs // (2 if gated else 1)
-    tiles = tiles or tiles_for(weight, gated=gated is not None)
     int4 = weight.precision is Precision.INT4
     group, lines = group_of(weight)
     out = x.new_empty(1, outputs) if residual is None else residual
     device = card(x.device)
-    _row[(triton.cdiv(outputs, tiles.block_n),)](
+    tiles = tiles or tiles_for(weight, gated=gated is not None, multiprocessors=device.multiprocessors)
+    kernel: Any = _row
+    kind: dict[str, Any] = {"INT4": int4, "FP8": weight.precision is Precision.FP8, "LINES": lines}
+    if on_tensor_cores(weight):
+        assert tiles.bands == 1 or (
+            tiles.chunks * 32 >= inputs and outputs % (tiles.block_n * tiles.bands) == 0
+        )
+        kernel, kind = row_of_nibbles, {"BANDS": tiles.bands}
+    kernel[(triton.cdiv(outputs, tiles.block_n * tiles.bands),)](
         x.contiguous(),
         x if norm_weight is None else norm_weight,
         weight.numbers.view(torch.int32),
@@ -270,10 +249,7 @@ def row_linear(
         OUTPUTS=outputs,
         BLOCK_N=tiles.block_n,
         CHUNKS=tiles.chunks,
-        INT4=int4,
-        FP8=weight.precision is Precision.FP8,
         GROUP=group // (8 if int4 else 4),
-        LINES=lines,
         NORM=norm_weight is not None,
         BIAS=bias is not None,
         RESIDUAL=residual is not None,
@@ -283,6 +259,7 @@ def row_linear(
         PDL=device.dependent_launch,
         num_warps=tiles.warps,
         num_stages=1,
+        **kind,
         **device.options,
     )
     return out

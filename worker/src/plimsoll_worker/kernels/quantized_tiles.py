@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from plimsoll_worker.kernels import norm
+from plimsoll_worker.kernels.arranging import SUM_OF, arranged
 from plimsoll_worker.kernels.few_rows import finish
 from plimsoll_worker.kernels.launching import ask_for, await_inputs, card, release_next
 from plimsoll_worker.kernels.matrix import QuantizedMatrix
 from plimsoll_worker.kernels.quantized_row import group_of
+from plimsoll_worker.kernels.quantized_tiling import Tiles, tiles_for
 from plimsoll_worker.kernels.reference import Activation
-from plimsoll_worker.kernels.widening import bytes_to, nibbles_to
+from plimsoll_worker.kernels.widening import byte_of, nibble_of
 from plimsoll_worker.launch.precision import Precision
 
 
@@ -78,10 +80,79 @@ def _of_group(factors, line, group, HEIGHT: tl.constexpr, GROUPS: tl.constexpr, 
     return tl.load(factors + (line // LINES) * GROUPS + group, mask=inside, other=0.0)
 
 
+@triton.jit
+def _numbers(
+    at, start, line, place, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr
+):  # fmt: skip
+    """The weight's numbers from place `start`, 0 past its edges."""
+    if EVEN:
+        return tl.load(at + start)
+    return tl.load(at + start, mask=(line < HEIGHT)[:, None] & (start + place < WIDTH)[None, :], other=0.0)
+
+
+@triton.jit
+def _operand(
+    tile,
+    turn: tl.constexpr,
+    WORD: tl.constexpr,
+    INT4: tl.constexpr,
+    FP8_X: tl.constexpr,
+    wide: tl.constexpr,
+    ASM: tl.constexpr,
+):
+    """What the turn multiplies, in 16 bit, or in 8 as x is."""
+    if INT4:
+        return nibble_of(tile, turn % WORD * 8 + turn // WORD * 4, wide, ASM)
+    elif WORD:  # noqa: RET505 - what follows a return is compiled too
+        return byte_of(tile, turn * 8, wide, ASM)
+    elif FP8_X:
+        return tile
+    else:
+        return tile.to(tl.float32).to(wide)
+
+
+@triton.jit
+def _lines(OUTPUTS: tl.constexpr, BLOCK_N: tl.constexpr, GATED: tl.constexpr):
+    """Rows of the weight that this program multiplies, and columns of the answer that they become."""
+    of_tile = tl.arange(0, BLOCK_N)
+    if GATED:
+        # Gate and up by turns of eight, as a thread holds an accumulator's rows.
+        line = of_tile // 16 * 8 + of_tile % 8 + of_tile // 8 % 2 * OUTPUTS
+        first = tl.program_id(0) * (BLOCK_N // 2)
+        return first + line, first + tl.arange(0, BLOCK_N // 2)
+    else:  # noqa: RET505 - what follows a return is compiled too
+        line = tl.program_id(0) * BLOCK_N + of_tile
+        return line, line
+
+
+@triton.jit
+def _with_minimums(
+    acc, scales, minimums, x_sums, line, row, rows, first, last,
+    HEIGHT: tl.constexpr, STEPS: tl.constexpr, GROUPS: tl.constexpr, SAME: tl.constexpr, wide: tl.constexpr,
+):  # fmt: skip
+    """acc plus what steps `first` to `last` of INT4 still lack: minimums, less what was too much in the
+    numbers, times sums of x."""
+    for begin in tl.range(first // 16 * 16, last, 16, num_stages=1):
+        step = begin + tl.arange(0, 16)
+        inside = (step >= first) & (step < last)
+        at_group = line[:, None] * GROUPS + step[None, :] // SAME
+        known = (line < HEIGHT)[:, None] & ((step < last) | (STEPS % 16 == 0))[None, :]
+        least = tl.load(minimums + at_group, mask=known, other=0.0).to(tl.float32) * SUM_OF
+        excess = tl.load(scales + at_group, mask=known, other=0.0).to(tl.float32) * (-128.0 * SUM_OF)
+        at_sums = x_sums + row[None, :] * STEPS + step[:, None]
+        for part in tl.static_range(2):
+            mask = (row < rows)[None, :] & inside[:, None]
+            of_x = tl.load(at_sums + part * rows * STEPS, mask=mask, other=0.0)
+            acc = tl.dot(least.to(wide), of_x, acc, input_precision="ieee")
+            acc = tl.dot(excess.to(wide), of_x, acc, input_precision="ieee")
+    return acc
+
+
 @triton.jit(do_not_specialize=["rows", "parts"])
 def _tiles(
     x,
     x_scales,
+    x_sums,
     numbers,
     scales,
     minimums,
@@ -99,7 +170,9 @@ def _tiles(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr,
+    SPANS: tl.constexpr,
     INT4: tl.constexpr,
+    WORD: tl.constexpr,
     GROUP: tl.constexpr,
     LINES: tl.constexpr,
     FP8_X: tl.constexpr,
@@ -112,75 +185,61 @@ def _tiles(
 ):
     """BLOCK_M rows of x (rows, INPUTS) → BLOCK_N rows of the weight, or half as many of the answer's columns
     with GATED. Scales belong to GROUP columns of LINES rows; GROUP 0: to a row. BLOCK_K columns a
-    step, and a group is whole steps."""
+    step, and a group is whole steps. WORD: the bytes that numbers come in, x is `arranged` for it; 0: x is as
+    it was."""
     HEIGHT: tl.constexpr = 2 * OUTPUTS if GATED else OUTPUTS
-    WIDTH: tl.constexpr = INPUTS // 2 if INT4 else INPUTS
+    TURNS: tl.constexpr = WORD * (1 + INT4) if WORD else 1
+    WIDTH: tl.constexpr = INPUTS // TURNS
     STEPS: tl.constexpr = (INPUTS + BLOCK_K - 1) // BLOCK_K
     GROUPS: tl.constexpr = 1 if GROUP == 0 else (INPUTS + GROUP - 1) // GROUP
     SAME: tl.constexpr = 1 if GROUP == 0 else GROUP // BLOCK_K
-    BLOCK_B: tl.constexpr = BLOCK_K // 2 if INT4 else BLOCK_K
+    BLOCK_B: tl.constexpr = BLOCK_K // TURNS
     EVEN: tl.constexpr = (INPUTS % BLOCK_K == 0) and (HEIGHT % BLOCK_N == 0)
-    of_tile = tl.arange(0, BLOCK_N)
-    line = tl.program_id(0) * BLOCK_N + of_tile
-    column = line
-    if GATED:
-        # Gate and up by turns of eight, as a thread holds an accumulator's rows.
-        line = (
-            tl.program_id(0) * (BLOCK_N // 2) + of_tile // 16 * 8 + of_tile % 8 + of_tile // 8 % 2 * OUTPUTS
-        )
-        column = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+    # INT4 of a step are half a line of memory: two at a time fetch it whole.
+    SPAN: tl.constexpr = SPANS if INT4 and STEPS % 2 == 0 else 1
+    WIDTH_X: tl.constexpr = STEPS * BLOCK_K if WORD else INPUTS
+    line, column = _lines(OUTPUTS, BLOCK_N, GATED)
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     live = row < rows
     part = tl.program_id(2)
     place = tl.arange(0, BLOCK_B)
-    # Of each 32 columns the first 16 lie in the low halves of 16 bytes.
-    k = place // 16 * 32 + place % 16 if INT4 else place
     at = numbers + line.to(tl.int64)[:, None] * WIDTH + place[None, :]
-    at_x = x + row.to(tl.int64)[None, :] * INPUTS + k[:, None]
-    share = tl.cdiv(STEPS, parts)
+    at_x = x + row.to(tl.int64)[None, :] * WIDTH_X + place[:, None]
+    share = tl.cdiv(STEPS // SPAN, parts) * SPAN
     first = part * share
     last = min(first + share, STEPS)
     wide: tl.constexpr = out.dtype.element_ty
     if GROUP:
         factor = _of_group(scales, line, first // SAME, HEIGHT, GROUPS, LINES)
-        least = _of_group(minimums, line, first // SAME, HEIGHT, GROUPS, LINES) if INT4 else factor
     lines = first * BLOCK_B + 128 * tl.arange(0, 4)[None, :]
     ask_for(numbers + tl.minimum(line, HEIGHT - 1).to(tl.int64)[:, None] * WIDTH + lines, PDL)
+    if INT4:
+        ask_for(minimums + tl.minimum(line, HEIGHT - 1) * GROUPS + first // SAME, PDL)
     await_inputs(PDL)
     release_next(PDL)
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for step in range(first, last):
-        start = step * BLOCK_K
-        if EVEN:
-            tile = tl.load(at + step * BLOCK_B)
-        else:
-            mask = (line < HEIGHT)[:, None] & (step * BLOCK_B + place < WIDTH)[None, :]
-            tile = tl.load(at + step * BLOCK_B, mask=mask, other=0.0)
-        there = (start + k < INPUTS) | (INPUTS % BLOCK_K == 0)
-        some = tl.load(at_x + start, mask=live[None, :] & there[:, None], other=0.0)
-        if INT4:
-            # Scales of the next step are on their way while this one is multiplied.
-            next_factor = _of_group(scales, line, (step + 1) // SAME, HEIGHT, GROUPS, LINES)
-            next_least = _of_group(minimums, line, (step + 1) // SAME, HEIGHT, GROUPS, LINES)
-            other = tl.load(at_x + start + 16, mask=live[None, :] & there[:, None], other=0.0)
-            low, high = nibbles_to(
-                tile,
-                tl.broadcast_to(factor[:, None], [BLOCK_N, BLOCK_B]),
-                tl.broadcast_to(least[:, None], [BLOCK_N, BLOCK_B]),
-                wide,
-                ASM,
-            )
-            acc = tl.dot(low, some, acc, input_precision="ieee")
-            acc = tl.dot(high, other, acc, input_precision="ieee")
-            factor, least = next_factor, next_least
-        elif GROUP:
-            next_factor = _of_group(scales, line, (step + 1) // SAME, HEIGHT, GROUPS, LINES)
-            acc += factor[:, None] * tl.dot(bytes_to(tile, wide, ASM), some, input_precision="ieee")
-            factor = next_factor
-        elif FP8_X:
-            acc = tl.dot(tile, some, acc)
-        else:
-            acc = tl.dot(bytes_to(tile, wide, ASM), some, acc, input_precision="ieee")
+    for begin in range(first, last, SPAN):
+        for ahead in tl.static_range(SPAN):
+            step = begin + ahead
+            tile = _numbers(at, step * BLOCK_B, line, place, HEIGHT, WIDTH, EVEN)
+            there = (step * BLOCK_K + place < INPUTS) | (WIDTH_X % BLOCK_K == 0)
+            if GROUP:
+                # Scales of the next step are on their way while this one is multiplied.
+                next_factor = _of_group(scales, line, (step + 1) // SAME, HEIGHT, GROUPS, LINES)
+            product = tl.zeros([BLOCK_N, BLOCK_M], tl.float32) if GROUP else acc
+            for turn in tl.static_range(TURNS):
+                some = tl.load(
+                    at_x + step * BLOCK_K + turn * BLOCK_B, mask=live[None, :] & there[:, None], other=0.0
+                )
+                left = _operand(tile, turn, WORD, INT4, FP8_X, wide, ASM)
+                product = tl.dot(left, some, product, input_precision="ieee")
+            acc = acc + factor.to(tl.float32)[:, None] * product if GROUP else product
+            if GROUP:
+                factor = next_factor
+    if INT4:
+        acc = _with_minimums(
+            acc, scales, minimums, x_sums, line, row, rows, first, last, HEIGHT, STEPS, GROUPS, SAME, wide
+        )
     if not SPLIT:
         _end(
             acc, line, column, row, rows, x_scales, scales, bias, residual, out, scale,
@@ -190,7 +249,7 @@ def _tiles(
         SIZE: tl.constexpr = BLOCK_N * BLOCK_M
         tile_id = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
         mine = sums + tile_id.to(tl.int64) * (parts * SIZE)
-        mine += of_tile[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
+        mine += tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
         tl.store(mine + part * SIZE, acc)
         tl.debug_barrier()
         if tl.atomic_add(arrived + tile_id, 1, sem="acq_rel") == parts - 1:
@@ -202,54 +261,6 @@ def _tiles(
                 total, line, column, row, rows, x_scales, scales, bias, residual, out, scale,
                 OUTPUTS, BLOCK_M, BLOCK_N, GROUP == 0, FP8_X, BIAS, RESIDUAL, GATED, SILU,
             )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """`block_n` rows of the weight and `block_m` rows of x a program, `block_k` columns a step, the columns
-    among `parts` programs."""
-
-    block_n: int
-    block_m: int
-    block_k: int
-    parts: int
-    warps: int
-    stages: int
-
-
-# (block_n, block_k, warps, stages), the best or within 3 % of a layer's time on an H100 in chains of layers
-# of Llama-3.1-8B's shape, 2026-11-23 (tests/gpu/quantized_on_gpu.py --sections tune).
-FEW = (32, 128, 2, 5)
-FEW_TALL = (64, 128, 4, 4)
-FEW_INT4 = (64, 128, 4, 4)
-FEW_FP8 = (64, 256, 4, 4)
-SOME = (64, 128, 4, 4)
-SOME_INT4 = (128, 128, 8, 3)
-MORE = (64, 128, 4, 3)
-MORE_DENSE = (128, 128, 8, 3)
-MANY = (128, 64, 8, 4)
-TALL = 16384
-"""Rows of a weight from which it is tall."""
-MOST_PARTS = 8
-
-
-def tiles_for(rows: int, weight: QuantizedMatrix, *, narrow: bool, multiprocessors: int) -> Tiles:
-    """Tiles for x (rows, inputs); narrow: x is FP8. The inputs are cut so that there are programs for about
-    eight warps a multiprocessor."""
-    int4 = weight.precision is Precision.INT4
-    if rows <= 16:
-        cut = FEW_FP8 if narrow else FEW_INT4 if int4 else FEW_TALL if weight.outputs > TALL else FEW
-    elif rows <= 64:
-        cut = SOME_INT4 if int4 else SOME
-    elif rows <= 128:
-        cut = MORE_DENSE if int4 or narrow else MORE
-    else:
-        cut = MANY
-    block_n, block_k, warps, stages = cut
-    band = max(16, min(256, triton.next_power_of_2(rows)))
-    programs = triton.cdiv(weight.outputs, block_n) * triton.cdiv(rows, band)
-    parts = max(1, min(MOST_PARTS, 8 * multiprocessors // warps // programs))
-    return Tiles(block_n, band, block_k, parts, warps, stages)
 
 
 MOST_TILES = 1 << 14
@@ -268,12 +279,15 @@ def tile_linear(
     bias: Tensor | None = None,
     *,
     x_scales: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
+    offset: float = 0.0,
     gated: Activation | None = None,
     residual: Tensor | None = None,
     scale: float = 1.0,
     tiles: Tiles | None = None,
 ) -> Tensor:
-    """`few_rows.fused_linear` for any number of rows, without norm. x may be FP8 with `x_scales` (rows) FP32,
+    """`few_rows.fused_linear` for any number of rows. x may be FP8 with `x_scales` (rows) FP32,
     when the weight is FP8 with a scale a row; the answer is then of the weight's dtype."""
     rows, inputs = x.shape
     outputs = weight.outputs // (2 if gated else 1)
@@ -283,6 +297,17 @@ def tile_linear(
     )
     group, lines = group_of(weight)
     block_k = math.gcd(tiles.block_k, group)
+    int4 = weight.precision is Precision.INT4
+    # A product has 16 columns at least.
+    word = 2 if block_k >= 32 * (1 + int4) else 1 if int4 else 0
+    if weight.precision is Precision.FP8:
+        word = 0
+    if word:
+        x, x_sums = arranged(
+            x, step=block_k, word=word, int4=int4, norm_weight=norm_weight, eps=eps, offset=offset
+        )
+    elif norm_weight is not None:
+        x = norm.rms_norm(x, norm_weight, eps, offset=offset)
     columns, bands = triton.cdiv(weight.outputs, tiles.block_n), triton.cdiv(rows, tiles.block_m)
     assert tiles.parts == 1 or columns * bands <= MOST_TILES
     out = x.new_empty(rows, outputs, dtype=weight.dtype) if residual is None else residual
@@ -290,7 +315,8 @@ def tile_linear(
     _tiles[(columns, bands, tiles.parts)](
         x.contiguous(),
         out if x_scales is None else x_scales,
-        weight.numbers,
+        x_sums if int4 else out,
+        weight.numbers.view(torch.int16) if word == 2 else weight.numbers,
         weight.scales,
         out if weight.minimums is None else weight.minimums,
         out if bias is None else bias,
@@ -307,7 +333,9 @@ def tile_linear(
         BLOCK_N=tiles.block_n,
         BLOCK_K=block_k,
         SPLIT=tiles.parts > 1,
-        INT4=weight.precision is Precision.INT4,
+        SPANS=tiles.spans,
+        INT4=int4,
+        WORD=word,
         GROUP=group,
         LINES=lines,
         FP8_X=x_scales is not None,

@@ -40,53 +40,32 @@ _INT4_TO_FP32: tl.constexpr = _lines(
     "shr.b32 t, $8, 4; lop3.b32 $6, t, 0xF0000, 0x43000000, 0xEA;",
     "shr.b32 t, $8, 12; lop3.b32 $3, t, 0xF000, 0x45000000, 0xEA; lop3.b32 $7, t, 0xF0000, 0x43000000, 0xEA;",
 )
-# Two numbers a register. BF16 has seven mantissa bits: 0x4300 | the number's lower seven is 128 + those, and
-# 0xC300 | its sign is -128 or -256.
-_INT8_TO_BF16: tl.constexpr = _lines(
-    ".reg .b32 p, a, s, o;",
-    "mov.b32 o, 0x3F803F80;",
-    *(
-        f"prmt.b32 p, $2, 0x43434343, {pair};"
-        "and.b32 a, p, 0xFF7FFF7F;"
-        "lop3.b32 s, p, 0xFF80FF80, 0x80008000, 0xEA;"
-        f"fma.rn.bf16x2 ${place}, a, o, s;"
-        for place, pair in enumerate(("0x4140", "0x4342"))
-    ),
-)
-# 0x6400 | byte is 1024 + byte.
-_INT8_TO_FP16: tl.constexpr = _lines(
-    ".reg .b32 u, p, z;",
-    "xor.b32 u, $2, 0x80808080;",
-    "mov.b32 z, 0x64806480;",
-    *(
-        f"prmt.b32 p, u, 0x64646464, {pair}; sub.f16x2 ${place}, p, z;"
-        for place, pair in enumerate(("0x4140", "0x4342"))
-    ),
-)
 
 
-def _int4_to_16(kind: str, exponent: str, zero: str) -> tl.constexpr:
-    """$0, $1: the low numbers of four bytes, $2, $3: the high ones, times scales ($5, $6) plus minimums ($7,
-    $8): rounded once."""
-    one = {"bf16x2": "0x3F803F80", "f16x2": "0x3C003C00"}[kind]
-    return _lines(
-        ".reg .b32 p, q, l, h, z, o;",
-        f"mov.b32 z, 0x{zero}{zero}; mov.b32 o, {one};",
-        *(
-            f"prmt.b32 p, $4, 0x{exponent * 4}, {pair};"
-            "shr.b32 q, p, 4;"
-            "and.b32 l, p, 0xFF0FFF0F;"
-            f"lop3.b32 h, q, 0x000F000F, 0x{exponent}00{exponent}00, 0xEA;"
-            f"fma.rn.{kind} l, l, o, z; fma.rn.{kind} h, h, o, z;"
-            f"fma.rn.{kind} ${place}, l, ${5 + place}, ${7 + place};"
-            f"fma.rn.{kind} ${2 + place}, h, ${5 + place}, ${7 + place};"
-            for place, pair in enumerate(("0x4140", "0x4342"))
-        ),
+@triton.constexpr_function
+def _byte_assembly(bit: int, bf16: bool) -> str:
+    """The byte from `bit` of each half of a register. BF16 has seven mantissa bits: 0x4300 | the number's
+    lower seven is 128 + those, 0xC300 | its sign is -128 or -256. In FP16 0x6400 | byte is 1024 + byte."""
+    shift = f"shr.b32 t, $1, {bit};" if bit else "mov.b32 t, $1;"
+    if bf16:
+        return (
+            "{ .reg .b32 t, a, s, o; mov.b32 o, 0x3F803F80; "
+            f"{shift} lop3.b32 a, t, 0x007F007F, 0x43004300, 0xEA;"
+            "lop3.b32 s, t, 0x00800080, 0xC300C300, 0xEA; fma.rn.bf16x2 $0, a, o, s; }"
+        )
+    return (
+        "{ .reg .b32 t, z; mov.b32 z, 0x64806480; "
+        f"{shift} lop3.b32 t, t, 0x00FF00FF, 0x64806480, 0x6A; sub.f16x2 $0, t, z; }}"
     )
 
 
-_INT4_TO_BF16: tl.constexpr = _int4_to_16("bf16x2", "43", "C300")
-_INT4_TO_FP16: tl.constexpr = _int4_to_16("f16x2", "64", "E400")
+@triton.constexpr_function
+def _nibble_assembly(bit: int, bf16: bool) -> str:
+    """Half of a byte from `bit` of each half of a register. In FP16 0x5800 | number << 3 is 128 + number."""
+    left = 0 if bf16 else 3
+    shift = f"shr.b32 t, $1, {bit - left};" if bit >= left else f"shl.b32 t, $1, {left - bit};"
+    mask, one = ("0x000F000F", "0x43004300") if bf16 else ("0x00780078", "0x58005800")
+    return f"{{ .reg .b32 t; {shift} lop3.b32 $0, t, {mask}, {one}, 0xEA; }}"
 
 
 @triton.jit
@@ -142,42 +121,32 @@ def _nibble(words, BIT: tl.constexpr, MORE: tl.constexpr):
 
 
 @triton.jit
-def bytes_to(numbers, dtype: tl.constexpr, ASM: tl.constexpr):
-    """INT8 or FP8 → `dtype` of 16 bits, exactly."""
-    if not ASM or numbers.dtype != tl.int8:
-        return numbers.to(tl.float32).to(dtype)
-    elif dtype == tl.bfloat16:  # noqa: RET505 - what follows a return is compiled too
+def byte_of(pairs, BIT: tl.constexpr, dtype: tl.constexpr, ASM: tl.constexpr):
+    """Two bytes of INT8 in 16 bits → the one from bit BIT (0 or 8) in `dtype`, exactly."""
+    if ASM:
         return tl.inline_asm_elementwise(
-            _INT8_TO_BF16, "=r,=r,r", [numbers], dtype=tl.bfloat16, is_pure=True, pack=4
+            _byte_assembly(BIT, dtype == tl.bfloat16),
+            "=r,r",
+            [pairs],
+            dtype=tl.bfloat16 if dtype == tl.bfloat16 else tl.float16,
+            is_pure=True,
+            pack=2,
         )
-    else:
-        return tl.inline_asm_elementwise(
-            _INT8_TO_FP16, "=r,=r,r", [numbers], dtype=tl.float16, is_pure=True, pack=4
-        )
+    else:  # noqa: RET505 - what follows a return is compiled too
+        return (pairs >> BIT).to(tl.int8).to(tl.float32).to(dtype)
 
 
 @triton.jit
-def nibbles_to(pairs, scales, minimums, dtype: tl.constexpr, ASM: tl.constexpr):
-    """Bytes of two INT4 → (low, high) * scales + minimums in `dtype` of 16 bits, rounded once."""
-    if not ASM:
-        low, high = (pairs & 15).to(tl.float32), (pairs >> 4).to(tl.float32)
-        scale, minimum = scales.to(tl.float32), minimums.to(tl.float32)
-        return (low * scale + minimum).to(dtype), (high * scale + minimum).to(dtype)
-    elif dtype == tl.bfloat16:  # noqa: RET505
+def nibble_of(words, BIT: tl.constexpr, dtype: tl.constexpr, ASM: tl.constexpr):
+    """INT4 in 16 bits → 128 more than the one from bit BIT (0, 4, 8 or 12) in `dtype`, exactly."""
+    if ASM and words.dtype == tl.int16:
         return tl.inline_asm_elementwise(
-            _INT4_TO_BF16,
-            "=r,=r,=r,=r,r,r,r,r,r",
-            [pairs, scales, minimums],
-            dtype=(tl.bfloat16, tl.bfloat16),
+            _nibble_assembly(BIT, dtype == tl.bfloat16),
+            "=r,r",
+            [words],
+            dtype=tl.bfloat16 if dtype == tl.bfloat16 else tl.float16,
             is_pure=True,
-            pack=4,
+            pack=2,
         )
-    else:
-        return tl.inline_asm_elementwise(
-            _INT4_TO_FP16,
-            "=r,=r,=r,=r,r,r,r,r,r",
-            [pairs, scales, minimums],
-            dtype=(tl.float16, tl.float16),
-            is_pure=True,
-            pack=4,
-        )
+    else:  # noqa: RET505
+        return (((words >> BIT) & 15) + 128).to(tl.float32).to(dtype)
