@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from plimsoll_worker.config import FrequencyFactors, LinearScaling, Llama3Scaling, Rope
 from plimsoll_worker.errors import ModelNotFound, ModelUnreadable, ModelUnsupported
 from plimsoll_worker.layers.rotary import inverse_frequencies
-from plimsoll_worker.loading.checkpoint import open_checkpoint
+from plimsoll_worker.loading.checkpoint import Part, open_checkpoint
 from plimsoll_worker.loading.gguf_file import GgufFile
 from plimsoll_worker.loading.gguf_matrices import halves_from_pairs
 
@@ -123,6 +123,22 @@ def test_a_large_tensor_is_dequantised_in_slabs_without_a_seam(tmp_path: Path) -
     write(tmp_path / "m.gguf", kind=kind, more={"large.weight": large})
     expected = gguf.dequantize(gguf.quantize(large, kind), kind)
     assert torch.equal(GgufFile(tmp_path / "m.gguf").read("large.weight"), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("part", [None, Part(rows=(16, 32)), Part(columns=(3, 40))], ids=str)
+@pytest.mark.parametrize("name", ["embed_tokens.weight", "layers.0.self_attn.q_proj.weight"])
+def test_tensors_are_read_a_few_rows_at_a_time(
+    name: str, part: Part | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "m.gguf", kind=GGMLQuantizationType.Q8_0)
+    checkpoint = open_checkpoint(tmp_path / "m.gguf")
+    whole = torch.empty(checkpoint.shape(name))
+    checkpoint.read(name, whole)
+    monkeypatch.setattr("plimsoll_worker.loading.gguf.NUMBERS_AT_ONCE", 20 * HIDDEN)
+    expected = (part or Part()).of(whole)
+    found = torch.empty_like(expected)
+    checkpoint.read(name, found, part)
+    assert torch.equal(found, expected)
 
 
 def scale_and_min(scales: bytes, index: int) -> tuple[int, int]:

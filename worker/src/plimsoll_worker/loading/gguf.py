@@ -7,6 +7,7 @@ not).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -20,7 +21,7 @@ from plimsoll_worker.launch import GGUF_BLOCKS
 from plimsoll_worker.loading.checkpoint import Part
 from plimsoll_worker.loading.config_gguf import config_from_gguf
 from plimsoll_worker.loading.gguf_file import GgufFile
-from plimsoll_worker.loading.gguf_matrices import GgufMatrices, halves_from_pairs
+from plimsoll_worker.loading.gguf_matrices import NUMBERS_AT_ONCE, GgufMatrices, halves_from_pairs
 from plimsoll_worker.loading.gguf_tokenizer import tokenizer_from_gguf
 from plimsoll_worker.loading.tokenizer import Tokenizer
 from plimsoll_worker.models.families import FAMILIES
@@ -88,14 +89,24 @@ class GgufCheckpoint:
         return torch.Size(self.file.tensors[self._stored[name]].shape)
 
     def read(self, name: str, target: torch.Tensor, part: Part | None = None) -> None:
-        stored = self._stored[name]
-        tensor = self.file.read(stored)
-        if self._is_paired(stored):
-            tensor = halves_from_pairs(tensor, tensor.shape[0] // self._config.head_dim)
-        if stored.endswith("norm.weight"):
-            # llama.cpp's converter adds Gemma's 1 to the weights themselves.
-            tensor = tensor - self._config.norm_offset
-        target.copy_(tensor if part is None else part.of(tensor))
+        """A few rows at a time: dequantised a whole embedding takes gigabytes."""
+        stored, part = self._stored[name], part or Part()
+        shape = self.file.tensors[stored].shape
+        if len(shape) > 2:
+            target.copy_(part.of(self.file.read(stored)))
+            return
+        height = self._config.head_dim if self._is_paired(stored) else 1
+        first, last = part.rows or (0, shape[0])
+        step = max(1, NUMBERS_AT_ONCE // math.prod(shape[1:]) // height) * height
+        for start in range(first, last, step):
+            end = min(start + step, last)
+            rows = self.file.read(stored, (start, end))
+            if height > 1:
+                rows = halves_from_pairs(rows, (end - start) // height)
+            if stored.endswith("norm.weight"):
+                # llama.cpp's converter adds Gemma's 1 to the weights themselves.
+                rows = rows - self._config.norm_offset
+            target[start - first : end - first].copy_(Part(columns=part.columns).of(rows))
 
     @cached_property
     def stored(self) -> GgufMatrices | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,16 @@ class GgufTensor:
     offset: int
     bytes: int
 
+    def part(self, first: int, last: int) -> GgufTensor:
+        """Those of the outer dimension, from first to last (exclusive)."""
+        width = self.bytes // self.shape[0]
+        return replace(
+            self,
+            shape=(last - first, *self.shape[1:]),
+            offset=self.offset + first * width,
+            bytes=(last - first) * width,
+        )
+
 
 class GgufFile:
     """Metadata and tensors of one GGUF file."""
@@ -74,9 +84,12 @@ class GgufFile:
                     f"{tensor.offset + tensor.bytes}, the file has {size}"
                 )
 
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor as stored when it is F32, F16 or BF16, else dequantised to FP32."""
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
+        """The tensor, or of the outer dimension from first to last (exclusive), as stored when it is F32, F16
+        or BF16, else dequantised to FP32."""
         tensor = self.tensors[name]
+        if rows is not None:
+            tensor = tensor.part(*rows)
         raw = bytearray(tensor.bytes)
         try:
             with self.path.open("rb") as file:
