@@ -170,12 +170,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--only", help="run one configuration in this process")
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES), help="only these")
     arguments = parser.parse_args()
     if arguments.only:
         one(arguments.only, arguments.device, arguments.out)
         return 0
     results: Json = {}
-    for number, name in enumerate(CASES if arguments.device == "cuda" else TINY):
+    wanted = [name for name, told in CASES.items() if told["shape"] in arguments.shapes]
+    for number, name in enumerate(wanted if arguments.device == "cuda" else TINY):
         part = arguments.out.with_suffix(f".{number}.json")
         command = [sys.executable, __file__, "--only", name, "--device", arguments.device, "--out", str(part)]
         ran = subprocess.run(command, timeout=180, capture_output=True, text=True, check=False)

@@ -4,7 +4,8 @@ how long tokens take under load, and whether the card stays under its line.
 `python tests/gpu/serving_on_gpu.py --out results.json` needs one NVIDIA GPU and 32 GiB of shared memory: a
 checkpoint of Llama-3.1-8B's shape with random weights is written there as safetensors, which is what the
 page cache is to a pod that starts again. The kernels are compiled before, as the image brings them. `--groups
-start overhead poisson mixed`: only some; `--shape llama-1b` is smaller.
+start overhead poisson forms mixed`: only some; `--shape llama-1b` is smaller; `--random` spares the
+checkpoint and the kernels: the worker makes both for itself, which is the same but for its start.
 """
 
 from __future__ import annotations
@@ -26,9 +27,19 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from worker_on_gpu import ROOT, SHAPES, VOCAB, get, in_a_process, launch_for, make_checkpoint
+from worker_on_gpu import (
+    ROOT,
+    SHAPES,
+    VOCAB,
+    get,
+    in_a_process,
+    launch_for,
+    make_checkpoint,
+    make_tokenizer,
+)
 
 Json = dict[str, Any]
 
@@ -42,11 +53,31 @@ LOADS = (0.5, 0.8, 0.95)
 """Shares of the requests a second that a closed loop of SEQUENCES clients gets answered."""
 LOAD_SECONDS = 12
 START_SECONDS = 180
+FORM_CLIENTS, NUMBERS = 32, 64
 
 
 def environment() -> dict[str, str]:
     found = os.environ.get("PYTHONPATH", "")
     return {**os.environ, "PYTHONPATH": f"{PATHS}:{found}", "HOME": "/tmp"}
+
+
+def describe(folder: Path, shape: dict[str, int]) -> None:
+    """What a worker needs that makes its weights itself."""
+    folder.mkdir(parents=True)
+    config: Json = {
+        "model_type": "llama",
+        "vocab_size": VOCAB,
+        "max_position_embeddings": CONTEXT,
+        **shape,
+        "rope_theta": 500000.0,
+        "rms_norm_eps": 1e-6,
+        "torch_dtype": "bfloat16",
+        "eos_token_id": VOCAB - 1,
+        "tie_word_embeddings": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    make_tokenizer(folder, {"chat_template": template}, spaced=False)
 
 
 def compile_kernels(into: Path) -> None:
@@ -56,8 +87,9 @@ def compile_kernels(into: Path) -> None:
 
 
 @contextlib.contextmanager
-def worker(launch: Any, kernels: Path, log: Path) -> Iterator[Json]:
-    """A worker that answers; what its start took, in seconds since its process was made."""
+def worker(launch: Any, kernels: Path | None, log: Path) -> Iterator[Json]:
+    """A worker that answers; what its start took, in seconds since its process was made. `kernels` None: it
+    makes its weights and kernels itself."""
     with log.open("wb") as output, tempfile.TemporaryDirectory() as own:
         began = time.time()
         process = subprocess.Popen(
@@ -65,8 +97,8 @@ def worker(launch: Any, kernels: Path, log: Path) -> Iterator[Json]:
             env={
                 **environment(),
                 "PLIMSOLL_LAUNCH": launch.to_json(),
-                "PLIMSOLL_KERNELS": str(kernels),
-                "TRITON_CACHE_DIR": own,
+                **({"PLIMSOLL_KERNELS": str(kernels), "TRITON_CACHE_DIR": own} if kernels else {}),
+                "PLIMSOLL_LOAD_FORMAT": "auto" if kernels else "dummy",
             },
             stdout=output,
             stderr=output,
@@ -100,7 +132,7 @@ def parts(log: str) -> list[str]:
     return [re.sub(r"^time=\S+ event=", "", line) for line in log.splitlines() if "milliseconds=" in line]
 
 
-def start(launch: Any, kernels: Path, log: Path) -> list[Json]:
+def start(launch: Any, kernels: Path | None, log: Path) -> list[Json]:
     """The first start may read Python's own files from the disk; those after it are warm."""
     found = []
     for _ in range(STARTS):
@@ -150,6 +182,64 @@ def poisson() -> Json:
         rate = share * full["request_throughput"]
         found[f"{share:.0%}"] = told(load(requests=round(rate * LOAD_SECONDS), request_rate=rate, seed=3))
     return found
+
+
+def forms() -> Json:
+    """Answers that must follow a schema, beside as many tokens that need not."""
+    schema = {
+        "type": "object",
+        "properties": {
+            "numbers": {
+                "type": "array",
+                "items": {"type": "integer", "minimum": 0, "maximum": 9},
+                "minItems": NUMBERS,
+                "maxItems": NUMBERS,
+            },
+            "colour": {"enum": ["red", "green"]},
+        },
+        "required": ["numbers", "colour"],
+        "additionalProperties": False,
+    }
+    asked = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    formed = chats(max_tokens=16 * NUMBERS, response_format=asked)
+    answers = [answer["choices"][0]["message"]["content"] for answer in formed["answers"]]
+    tokens = round(fmean(answer["usage"]["completion_tokens"] for answer in formed["answers"]))
+    free = chats(max_tokens=tokens, ignore_eos=True)
+    return {
+        "clients": FORM_CLIENTS,
+        "valid": sum(follows(answer) for answer in answers),
+        "tokensAnAnswer": tokens,
+        "tokensPerSecond": formed["tokensPerSecond"],
+        "tokensPerSecondWithout": free["tokensPerSecond"],
+    }
+
+
+def follows(text: str) -> bool:
+    try:
+        answer = json.loads(text)
+        numbers = answer["numbers"]
+    except (ValueError, KeyError):
+        return False
+    digits = len(numbers) == NUMBERS and all(number in range(10) for number in numbers)
+    return digits and answer["colour"] in ("red", "green") and len(answer) == 2
+
+
+def chats(**asked: Any) -> Json:
+    """FORM_CLIENTS chats at once, twice; of the second time."""
+
+    def chat(number: int) -> Json:
+        said = [{"role": "user", "content": f"number {number}"}]
+        body = {"model": "check", "messages": said, "temperature": 1.0, "seed": number, **asked}
+        answer: Json = get(f"{URL}/v1/chat/completions", body)
+        return answer
+
+    with ThreadPoolExecutor(FORM_CLIENTS) as clients:
+        list(clients.map(chat, range(FORM_CLIENTS)))
+        began = time.monotonic()
+        answers = list(clients.map(chat, range(FORM_CLIENTS)))
+        took = time.monotonic() - began
+    tokens = sum(answer["usage"]["completion_tokens"] for answer in answers)
+    return {"answers": answers, "tokensPerSecond": round(tokens / took, 1)}
 
 
 def mixed(seconds: float) -> Json:
@@ -237,7 +327,8 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(SHAPES), default="llama-8b")
     parser.add_argument("--seconds", type=float, default=150, help="of mixed load")
     parser.add_argument("--folder", type=Path, help="keep checkpoint and kernels here for the next run")
-    groups = ("start", "overhead", "poisson", "mixed")
+    parser.add_argument("--random", action="store_true", help="weights are made by the worker")
+    groups = ("start", "overhead", "poisson", "forms", "mixed")
     parser.add_argument("--groups", nargs="*", default=list(groups), choices=groups)
     arguments = parser.parse_args()
     results: Json = {"shape": arguments.shape}
@@ -249,8 +340,10 @@ def main() -> None:
 
     with contextlib.ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
-        model, kernels = folder / "model", folder / "kernels"
-        if not model.exists():
+        model, kernels = folder / "model", None if arguments.random else folder / "kernels"
+        if kernels is None:
+            describe(model, SHAPES[arguments.shape])
+        elif not model.exists():
             with ThreadPoolExecutor(1) as beside:
                 compiling = beside.submit(compile_kernels, kernels)
                 in_a_process(make_checkpoint, model, SHAPES[arguments.shape])
@@ -266,7 +359,7 @@ def main() -> None:
             note("start", lambda: start(launch, kernels, log))
         if set(arguments.groups) - {"start"}:
             with worker(launch, kernels, log):
-                for group, work in (("overhead", overhead), ("poisson", poisson)):
+                for group, work in (("overhead", overhead), ("poisson", poisson), ("forms", forms)):
                     if group in arguments.groups:
                         note(group, work)
                 if "mixed" in arguments.groups:

@@ -48,7 +48,6 @@ START_SECONDS = 120
 
 def make_checkpoint(folder: Path, shape: dict[str, int]) -> None:
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -66,13 +65,23 @@ def make_checkpoint(folder: Path, shape: dict[str, int]) -> None:
         model = LlamaForCausalLM(config)
         torch.set_default_dtype(torch.float32)
     model.to("cpu").save_pretrained(folder)
+    make_tokenizer(folder, {})
+
+
+def make_tokenizer(folder: Path, settings: dict[str, Any], *, spaced: bool = True) -> None:
+    """Bytes, and a word for each of the other tokens of VOCAB; `settings`: of tokenizer_config.json;
+    `spaced`: texts have a blank between tokens, which is no text that a grammar could be held to."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(alphabet)}
     vocabulary |= {f"<{index}>": index for index in range(len(alphabet), VOCAB)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if not spaced:
+        tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def reference(folder: Path) -> list[tuple[list[int], list[float]]]:
@@ -137,7 +146,8 @@ def launch_for(
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     total = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-    facts = read_facts(open_source(str(folder)))
+    stored = any(folder.glob("*.safetensors"))
+    facts = read_facts(open_source(str(folder if stored else folder / "config.json")))
     configuration = Configuration(device=Device.GPU, weights=Precision.BF16, kv_cache=Precision.BF16)
     workload = Workload(
         max_context_tokens=context,

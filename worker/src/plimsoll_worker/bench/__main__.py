@@ -59,6 +59,9 @@ def main() -> int:
     offline.add_argument("--batched-tokens", type=int, default=BATCHED, help="token budget of a step")
     offline.add_argument("--block-size", type=int, default=BLOCK, help="tokens of a KV block")
     offline.add_argument("--kv-tokens", type=int, help="tokens of the KV pool; default: what the card holds")
+    offline.add_argument(
+        "--profile", action="store_true", help="the device's time by kernel, of cases of many requests"
+    )
     offline.add_argument("--without-rates", action="store_true", help="do not measure the card itself")
     offline.add_argument("--out", type=Path, help="where to write the JSON; it is printed in any case")
     offline.set_defaults(measure=measure)
@@ -182,7 +185,8 @@ def _throughput(offline: Any, arguments: argparse.Namespace) -> Json:
     from plimsoll_worker.bench.offline import Request, throughput
 
     prompt, answer = (min(size, arguments.context // 2) for size in (512, 128))
-    return throughput(offline, [Request(prompt, answer)] * 256, temperature=0.0)
+    requests = [Request(prompt, answer)] * 256
+    return throughput(offline, requests, temperature=0.0, profile=arguments.profile)
 
 
 def _uniform(offline: Any, arguments: argparse.Namespace) -> Json:
@@ -190,7 +194,7 @@ def _uniform(offline: Any, arguments: argparse.Namespace) -> Json:
 
     longest = arguments.context // 2
     requests = [Request(min(one.prompt, longest), min(one.answer, longest)) for one in uniform_requests()]
-    return throughput(offline, requests, temperature=WORKLOAD_TEMPERATURE)
+    return throughput(offline, requests, temperature=WORKLOAD_TEMPERATURE, profile=arguments.profile)
 
 
 CASES: dict[str, Callable[[Any, argparse.Namespace], Json]] = {

@@ -27,6 +27,7 @@ from plimsoll_worker.engine.sequence import SamplingParams, Sequence, TokenEvent
 
 REPEATS = 3
 DECODE_TOKENS = 128
+PROFILED_KERNELS = 16
 WORKLOAD_TEMPERATURE = 0.6
 
 Json = dict[str, Any]
@@ -186,8 +187,11 @@ def prefill(offline: Offline, *, tokens: int) -> Json:
     )
 
 
-def throughput(offline: Offline, requests: list[Request], *, temperature: float) -> Json:
-    """Output tokens a second over all requests at once."""
+def throughput(
+    offline: Offline, requests: list[Request], *, temperature: float, profile: bool = False
+) -> Json:
+    """Output tokens a second over all requests at once; with `profile` once more, to see where the device's
+    time goes."""
     preemptions = []
 
     def rate() -> float:
@@ -202,7 +206,31 @@ def throughput(offline: Offline, requests: list[Request], *, temperature: float)
         "temperature": temperature,
     }
     found = _median(rate, facts, "outputTokensPerSecond")
-    return {**found, "preemptions": max(preemptions)}
+    found["preemptions"] = max(preemptions)
+    if profile:
+        found["profile"] = device_time(lambda: offline.run(requests, temperature))
+    return found
+
+
+def device_time(work: Callable[[], Run]) -> Json:
+    """Milliseconds by kernel, the longest first, and of the whole. Kernels that start while the one before
+    still runs count twice for as long."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as told:
+        run = work()
+    kernels = sorted(told.key_averages(), key=lambda each: each.self_device_time_total, reverse=True)
+    return {
+        "wholeMilliseconds": round(1000 * run.seconds, 1),
+        "kernels": [
+            {
+                "name": each.key[:100],
+                "calls": each.count,
+                "milliseconds": round(each.self_device_time_total / 1000, 1),
+            }
+            for each in kernels[:PROFILED_KERNELS]
+        ],
+    }
 
 
 def uniform_requests() -> list[Request]:
