@@ -140,7 +140,6 @@ ROWS: Mapping[str, Kept] = {
     "FP8, weights alone": Kept(Precision.FP8),
     "INT4": Kept(Precision.INT4),
     "INT4 without the search": Kept(Precision.INT4, around=whole_range),
-    "INT8, calibrated": Kept(calibrated=Precision.INT8),
     "FP8, calibrated": Kept(calibrated=Precision.FP8, around=activations_in_fp8),
     "FP8, calibrated, weights alone": Kept(calibrated=Precision.FP8),
     "INT4, calibrated": Kept(calibrated=Precision.INT4),
