@@ -171,7 +171,7 @@ def test_a_sliding_window_is_told_per_sequence(run: Run, config: Callable[..., s
 def test_the_table_shows_every_term_and_the_card(run: Run, config: Callable[..., str]) -> None:
     answer = run("estimate", config(), "--gpu", "H100")
     assert answer.code == 0
-    for words in ("8,030,261,248 parameters", "65536 tokens × 32", "fits: 24.76 GiB of 79.65 GiB"):
+    for words in ("8,030,261,248 parameters", "65536 tokens × 32", "fits: 24.81 GiB of 79.65 GiB"):
         assert words in " ".join(answer.out.split())
     bar = next(line for line in answer.out.splitlines() if line.startswith("WW"))
     assert bar.count("|") == 1
@@ -183,14 +183,14 @@ def test_what_does_not_fit_ends_with_3_and_the_bytes(run: Run, config: Callable[
     answer = run("estimate", config(), "--gpu", gpu, "-o", "json")
     assert answer.code == 3
     assert answer.data["perGPU"][0]["total"] > 0
-    assert "does not fit: stage 0 needs 24.76 GiB a GPU" in answer.err
+    assert "does not fit: stage 0 needs 24.81 GiB a GPU" in answer.err
 
 
 def test_a_bar_that_is_too_full_grows_past_its_line(run: Run, config: Callable[..., str]) -> None:
     answer = run("estimate", config(), "--gpu", "L4")
     bar = next(line for line in answer.out.splitlines() if line.startswith("WW"))
     assert "." not in bar
-    assert "does not fit: 24.76 GiB of 22.49 GiB" in answer.out
+    assert "does not fit: 24.81 GiB of 22.49 GiB" in answer.out
 
 
 REFUSED = {

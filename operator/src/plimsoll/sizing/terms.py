@@ -185,16 +185,19 @@ class RankTerms:
             block=block,
         )
 
-    @cached_property
-    def _layer_activations(self) -> Term:
-        size, formula = layer_peak(
+    def _layer_peak(self, tokens: int) -> tuple[int, str]:
+        return layer_peak(
             self.facts,
-            tokens=self._workload.max_batched_tokens,
+            tokens=tokens,
             context=self._workload.max_context_tokens,
             precision=self.configuration.weights,
             tensor=self.configuration.tensor_parallel,
             device=self.configuration.device,
         )
+
+    @cached_property
+    def _layer_activations(self) -> Term:
+        size, formula = self._layer_peak(self._workload.max_batched_tokens)
         matrices = self._matrices
         if matrices is not None and self.configuration.device is Device.GPU:
             more, told = rounding_peak(
@@ -224,6 +227,18 @@ class RankTerms:
         )
         return Term(MemoryCategory.ACTIVATIONS, f"logits: {formula}", size)
 
+    def _graphs(self) -> tuple[int, str]:
+        """Bytes of captured steps, and the formula: their pool holds the activations of the longest."""
+        decoding = graph_sizes(self._workload.max_sequences)
+        prompts = prompt_graph_sizes(self._workload.max_batched_tokens)
+        sizes = len(decoding) + len(prompts)
+        size = self._constants.cuda_graphs(sizes)
+        told = f"steps of {sizes} {'size' if sizes == 1 else 'sizes'}, measured"
+        if self.configuration.device is Device.CPU or not prompts:
+            return size, told
+        tokens = prompts[-1]
+        return size + self._layer_peak(tokens)[0], f"{told}, + a layer's peak of {tokens} tokens"
+
     def _overheads(self, loaded: int, peaks: int) -> Iterator[Term]:
         constants = self._constants
         tensor = self.configuration.tensor_parallel
@@ -235,13 +250,12 @@ class RankTerms:
             f"{constants.weight_slack_permille} ‰ of weights"
             f" + {constants.activation_slack_percent} % of the peaks of layer and logits"
         )
-        decoding = graph_sizes(self._workload.max_sequences)
-        sizes = len(decoding) + len(prompt_graph_sizes(self._workload.max_batched_tokens))
+        graphs, told_of_graphs = self._graphs()
         for category, formula, size in (
             (
                 MemoryCategory.CUDA_GRAPHS,
-                f"steps of {sizes} {'size' if sizes == 1 else 'sizes'}, measured",
-                constants.cuda_graphs(sizes),
+                told_of_graphs,
+                graphs,
             ),
             (
                 MemoryCategory.COMMUNICATION,
