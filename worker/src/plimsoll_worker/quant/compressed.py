@@ -55,8 +55,8 @@ class Scheme:
             packed[".weight_zero_point"] = pack_words(grid.zeros[rows].t(), bits).t().contiguous()
         return packed
 
-    def config(self, ignored: list[str]) -> Mapping[str, Any]:
-        """`quantization_config` of the config.json."""
+    def config(self) -> Mapping[str, Any]:
+        """`quantization_config` of the config.json. A tied head is named too: to others it is a Linear."""
         real = self.precision is Precision.FP8
         weights = {
             "num_bits": self.precision.bits,
@@ -81,7 +81,7 @@ class Scheme:
             "format": "float-quantized" if real else "pack-quantized",
             "quantization_status": "compressed",
             "config_groups": {"group_0": group},
-            "ignore": ignored,
+            "ignore": ["lm_head"],
             "kv_cache_scheme": None,
         }
 

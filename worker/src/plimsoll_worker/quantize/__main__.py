@@ -71,7 +71,7 @@ def quantize(chosen: argparse.Namespace) -> None:
     for number, rounded in enumerate(rounded_layers(checkpoint, windows, scheme.grid, device)):
         written.layer(number, rounded)
         say("layer", number=number, of=checkpoint.config.layer_count, seconds=int(time.monotonic() - began))
-    written.close(checkpoint.config.tied)
+    written.close()
     say("written", folder=chosen.out)
 
 

@@ -40,6 +40,8 @@ class Written:
         self._source, self._folder, self._checkpoint, self._scheme = source, folder, checkpoint, scheme
         config = read_json(source / "config.json")
         self._dtype = TYPES.get(str(config.get("dtype") or config.get("torch_dtype")), torch.float32)
+        # Scales are numbers of BF16, of which FP16 has not all.
+        self._scales = torch.float32 if self._dtype is torch.float16 else self._dtype
         self._rest = list(_pieces(checkpoint))
         self._files = checkpoint.config.layer_count + 1
         self._where: dict[str, str] = {}
@@ -56,23 +58,23 @@ class Written:
                 tensors[_stored_name(piece)] = self._plain(piece)
                 continue
             rows = slice(*(piece.rows or (None,)))
-            packed = self._scheme.pack(found.values, found.grid, rows, self._dtype)
+            packed = self._scheme.pack(found.values, found.grid, rows, self._scales)
             module = _stored_name(piece).removesuffix(".weight")
             tensors |= {module + end: tensor for end, tensor in packed.items()}
         self._save(number + 1, tensors)
 
-    def close(self, tied: bool) -> None:
-        """Write what is outside of the layers, the index and the other files."""
+    def close(self) -> None:
+        """Write what is outside of the layers, the index and the other files; config.json last, so that half
+        a folder is no model."""
         self._save(self._files, {_stored_name(piece): self._plain(piece) for piece in self._rest})
         index = {"metadata": {"total_size": self._bytes}, "weight_map": dict(sorted(self._where.items()))}
         _write_json(self._folder / INDEX, index)
         for pattern in BESIDE:
             for file in self._source.glob(pattern):
-                if file.name != INDEX:
+                if file.name not in (INDEX, "config.json"):
                     shutil.copyfile(file, self._folder / file.name)
         config = read_json(self._source / "config.json")
-        quantization = self._scheme.config([] if tied else ["lm_head"])
-        _write_json(self._folder / "config.json", {**config, "quantization_config": quantization})
+        _write_json(self._folder / "config.json", {**config, "quantization_config": self._scheme.config()})
 
     def _plain(self, piece: Piece) -> Tensor:
         tensor = torch.empty(self._checkpoint.shape(piece.name), dtype=self._dtype)
