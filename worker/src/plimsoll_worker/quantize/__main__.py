@@ -30,6 +30,7 @@ from plimsoll_worker.quantize.words import own_words, words_of
 from plimsoll_worker.quantize.written import Written
 
 TOKENS = 16384
+"""Ten for each input of SmolLM2-135M's widest matrices; larger models want more."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,14 +40,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--weights", choices=["INT4", "INT8", "FP8"], required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write, empty or not there yet")
     parser.add_argument("--text", type=Path, help="what to calibrate on; default: the model's own words")
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="of the calibration (%(default)s)")
+    parser.add_argument("--tokens", type=_positive, default=TOKENS, help="of the calibration (%(default)s)")
     parser.add_argument(
         "--group",
         type=int,
         default=INT4_GROUP,
         help="INT4: at most so many columns share a scale (%(default)s)",
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     chosen = parser.parse_args(arguments)
     try:
         quantize(chosen)
@@ -73,6 +76,13 @@ def quantize(chosen: argparse.Namespace) -> None:
         say("layer", number=number, of=checkpoint.config.layer_count, seconds=int(time.monotonic() - began))
     written.close()
     say("written", folder=chosen.out)
+
+
+def _positive(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}, expected at least 1")
+    return number
 
 
 def _read(text: Path) -> str:
