@@ -1,8 +1,8 @@
 """The HTTP client of the serving benchmark: one streamed answer at a time on each of its connections.
 
 A client that takes as long over a token as the server does measures itself. httpx took 57 µs of CPU for an
-event, more than the server that sent it, and the worker's image does without it; what a benchmark asks for,
-one POST and the lines of its answer, is a page over asyncio's streams.
+event, nearly as much as the server that sent it, and the worker's image does without it; what a benchmark
+asks for, one POST and the lines of its answer, is a page over asyncio's streams.
 """
 
 from __future__ import annotations
