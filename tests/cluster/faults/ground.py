@@ -8,6 +8,7 @@ cases; a case that kills it leaves the next one with a fresh one.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import re
 import socket
@@ -42,8 +43,8 @@ FOR_INSPECTION = NodePool("cpu", "", 1, 0, 0, "0.0", "64", "256Gi")
 NODES = (L4, H100, FOR_INSPECTION)
 
 
-def _addresses_of_nobody() -> tuple[str, socket.socket]:
-    """A network of loopback addresses, and what holds it for this run: another run finds it taken."""
+def _addresses_of_nobody() -> str:
+    """A network of loopback addresses, held until this run ends: another run finds it taken."""
     for number in range(65, 215):
         held = socket.socket()
         try:
@@ -51,12 +52,13 @@ def _addresses_of_nobody() -> tuple[str, socket.socket]:
         except OSError:
             held.close()
         else:
-            return f"127.{number}.0.1/16", held
+            atexit.register(held.close)
+            return f"127.{number}.0.1/16"
     raise RuntimeError("150 runs have taken 127.65.0.0 to 127.214.0.0; end one of them")
 
 
 HOLDING_PORT = 64999
-HERE, _held = _addresses_of_nobody()
+HERE = _addresses_of_nobody()
 """Addresses of this run's pods."""
 FAKES = Fakes(pod_cidr=HERE, lease_seconds=400, grace_seconds=300)
 SETTINGS = {"replan_seconds": "1", "worker_image": "plimsoll.dev/worker:test"}
