@@ -2,8 +2,8 @@
 
 `python tests/gpu/server_cost.py --step-milliseconds 12.5 --output-tokens 128` needs no GPU, but a machine
 like those that have one: the engine's scheduler and the server's process run as in a worker, a step takes as
-long as it is told to, and its tokens are random. To lay two versions of the server side by side, run it with the
-other's `worker/src` in `--path`; the clients are always this tree's.
+long as it is told to, and its tokens are random. To lay two versions of the server side by side, run it with
+the other's `worker/src` in `--path`; the clients are always this tree's.
 """
 
 from __future__ import annotations
