@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import selectors
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -40,6 +41,8 @@ class Request:
 Tripwire = Callable[[Request], bool]
 """Called for every request; True drops it: the API server never sees it, the connection is closed."""
 
+FAREWELL_SECONDS = 20
+
 
 class ApiProxy:
     """`with ApiProxy(kubeconfig, folder) as proxy:` serves until the end of the block.
@@ -61,7 +64,8 @@ class ApiProxy:
         """Streams lose what is said while this is set, and every stream that lost anything says no more."""
         self._open: set[asyncio.Transport] = set()
         self.writes: list[Request] = []
-        self._loop = asyncio.new_event_loop()
+        self._selector = selectors.DefaultSelector()
+        self._loop = asyncio.SelectorEventLoop(self._selector)
         self._thread = threading.Thread(target=self._loop.run_forever, name="api-proxy")
 
     def __enter__(self) -> Self:
@@ -123,6 +127,12 @@ class ApiProxy:
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        # TLS says farewell and waits for the answer: a loop that stops before leaves connections behind. What
+        # stays is the loop's own pipe.
+        deadline = self._loop.time() + FAREWELL_SECONDS
+        while len(self._selector.get_map()) > 1 and self._loop.time() < deadline:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)
 
     async def _forward(self, incoming: web.Request) -> web.StreamResponse:
         body = await incoming.read()
