@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from tests.ports import held_port
 
 ENDED_SECONDS = 150
 """It ends at once, also one that has writes on their way; a busy machine takes longer."""
@@ -22,7 +23,7 @@ class OperatorProcess:
 
     def __init__(self, kubeconfig: Path, log: Path, **settings: str) -> None:
         self.log = log
-        self._health, self._metrics = _free_port(), _free_port()
+        self._health, self._metrics = held_port(self), held_port(self)
         environment = os.environ | {
             "KUBECONFIG": str(kubeconfig),
             "PLIMSOLL_NAMESPACE": "default",
@@ -70,10 +71,3 @@ class OperatorProcess:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 import httpx
+from tests.ports import held_port
 
 from plimsoll_worker.launch import (
     Device,
@@ -79,7 +80,7 @@ class WorkerProcess:
     """`python -m plimsoll_worker` with a launch in its environment."""
 
     def __init__(self, launch: Launch | str, folder: Path, **environ: str) -> None:
-        self.serving_port, self.admin_port = free_port(), free_port()
+        self.serving_port, self.admin_port = held_port(self), held_port(self)
         self.url = f"http://127.0.0.1:{self.serving_port}"
         self._termination_log = folder / "termination-log"
         self._termination_log.touch()
