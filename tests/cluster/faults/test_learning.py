@@ -110,7 +110,7 @@ def test_a_profile_that_contradicts_the_model_is_ignored_and_said_so(
     )
     scene.serve("second")
     assert predicted(scene.models, "second") == before
-    scene.wait(lambda: "ProfileIgnored" in scene.models.events(name), "an event says why")
+    scene.models.wait_events(name, "ProfileIgnored")
 
 
 def test_a_profile_with_negative_bytes_or_without_sense_never_gets_in(scene: Scene) -> None:

@@ -184,6 +184,13 @@ class Namespace:
         found = self.core.list_namespaced_event(self.name, field_selector=f"involvedObject.name={name}").items
         return [event.reason for event in found]
 
+    def wait_events(self, name: str, *reasons: str, seconds: float = 30) -> None:
+        """Events come in the background, later than the status that tells the same."""
+        what = f"{self.name}/{name} has events {', '.join(reasons)}"
+        self._wait_for(
+            lambda: set(reasons) <= set(self.events(name)), seconds, what, lambda: self.events(name)
+        )
+
 
 @pytest.fixture
 def models(

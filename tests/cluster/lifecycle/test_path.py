@@ -33,7 +33,7 @@ def test_six_lines_become_ready(
     assert pod.spec.node_name == node
     assert pod.metadata.name == f"{status['currentRevision']}-r0-s0-a0"
     wait_for(lambda: not models.pods("plimsoll-inspect"), 30, "the inspect pod is gone")
-    assert {"ModelResolved", "Planned", "Ready"} <= set(models.events("small"))
+    models.wait_events("small", "ModelResolved", "Planned", "Ready")
     ports = {
         port.name: port.port for port in models.core.read_namespaced_service("small", models.name).spec.ports
     }

@@ -85,7 +85,7 @@ def test_a_roll_out_serves_as_much_as_the_room_allows(
         models.wait_ready("small")
         assert watch.fewest >= fewest
         assert watch.violations == []
-    assert manner in models.events("small")
+    models.wait_events("small", manner)
     wait_for(
         lambda: len(models.apps.list_namespaced_controller_revision(models.name).items) == 1,
         30,
