@@ -18,6 +18,7 @@ from plimsoll.cluster.own_pods import OwnPod, own_pod
 from plimsoll.cluster.reports import BYTES, FIRST_RETRY_SECONDS, REFRESH_SECONDS, Reports, read_report
 from plimsoll.cluster.verification import mismatch
 from plimsoll_worker.launch import (
+    CAPABILITIES,
     Device,
     DeviceReport,
     MeasuredMemory,
@@ -144,6 +145,102 @@ def test_what_was_read_of_one_pod_is_not_said_of_the_next(world: World, plan: Pl
     world.settle()
     assert world.condition("small", "Verified")["reason"] == "AwaitingReport"
     assert not world.status("small")["measured"]
+
+
+# --- of several workers
+
+
+@pytest.fixture
+def two() -> World:
+    world = World(gpu_node("g", 2))
+    world.serve("small", replicas=2)
+    return world
+
+
+def answers(world: World, *told: ReportAnswer | None) -> None:
+    """By worker, in the order of their names; None: nobody has read it yet."""
+    pods = sorted(world.worker_pods(), key=lambda pod: str(pod["metadata"]["name"]))
+    world.reports = {
+        pod["metadata"]["uid"]: said for pod, said in zip(pods, told, strict=True) if said is not None
+    }
+    world.settle()
+
+
+def agreeing(world: World, **changes: Any) -> ReportAnswer:
+    return ReportAnswer(report(PlanStatus.model_validate(world.status("small")["plans"][0]), **changes))
+
+
+def test_some_of_the_reports_verify_nothing_and_who_is_missing_is_told(two: World) -> None:
+    answers(two, agreeing(two), None)
+    told = two.condition("small", "Verified")
+    assert (told["status"], told["reason"]) == ("Unknown", "AwaitingReport")
+    assert "1 of 2 workers have reported" in told["message"]
+    assert "-r1-s0-a0 is awaited" in told["message"]
+    assert two.condition("small", "Ready")["status"] == "True"
+    answers(two, agreeing(two), agreeing(two))
+    assert two.condition("small", "Verified")["message"] == "2 workers run what was planned"
+
+
+def test_one_report_that_disagrees_is_told_before_the_others_have_come(two: World) -> None:
+    answers(two, None, agreeing(two, tensor_parallel=2))
+    assert two.condition("small", "Verified")["reason"] == "EffectiveConfigMismatch"
+
+
+def test_each_stage_of_a_replica_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = CAPABILITIES.model_copy(update={"max_pipeline_parallel": 2, "multi_node": True})
+    monkeypatch.setattr("plimsoll.cluster.case.CAPABILITIES", wide)
+    world = World(gpu_node("g1"), gpu_node("g2"))
+    world.serve("small", parallelism={"pipeline": 2})
+    answers(world, agreeing(world), None)
+    told = world.condition("small", "Verified")
+    assert told["status"] == "Unknown"
+    assert "-r0-s1-a0 is awaited" in told["message"]
+    answers(world, agreeing(world), agreeing(world, stage=1))
+    assert world.condition("small", "Verified")["status"] == "True"
+    assert [one["stage"] for one in world.status("small")["measured"]] == [0, 1]
+
+
+def test_a_restarted_operator_writes_nothing_while_the_answers_come_in(two: World) -> None:
+    first, second = agreeing(two), agreeing(two)
+    answers(two, first, second)
+    two.restart()
+    for told in ((None, None), (first, None), (first, second)):
+        before = len(two.history)
+        answers(two, *told)
+        assert two.history[before:] == [], told
+
+
+def test_a_replica_that_came_later_is_not_verified_by_those_before_it(two: World) -> None:
+    answers(two, agreeing(two), agreeing(two))
+    two.nodes["h"] = gpu_node("h")
+    two.edit("small", replicas=3)
+    two.settle()
+    two.run_pods()
+    two.settle()
+    assert "2 of 3 workers have reported" in two.condition("small", "Verified")["message"]
+    two.restart()
+    two.reports.clear()
+    two.settle()
+    assert two.condition("small", "Verified")["status"] == "Unknown"
+
+
+def test_a_worker_that_restarted_while_nobody_looked_is_read_anew(two: World) -> None:
+    answers(two, agreeing(two), agreeing(two))
+    two.restart()
+    two.reports.clear()
+    [container] = two.worker_pods()[0]["status"]["containerStatuses"]
+    container["restartCount"] = 1
+    two.settle()
+    assert two.condition("small", "Verified")["status"] == "Unknown"
+
+
+def test_a_worker_that_goes_is_not_waited_for(two: World) -> None:
+    answers(two, agreeing(two), agreeing(two))
+    going = max(two.worker_pods(), key=lambda pod: str(pod["metadata"]["name"]))
+    two.reports.pop(going["metadata"]["uid"])
+    two.terminate(going)
+    two.settle()
+    assert two.condition("small", "Verified")["message"] == "the worker runs what was planned"
 
 
 # --- over sockets

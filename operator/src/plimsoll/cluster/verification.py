@@ -7,12 +7,12 @@ outside: they were parsed strictly, and nothing in them is used but numbers and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from plimsoll.api.conditions import AWAITING_REPORT, FOUND, ConditionType, Finding, fails, holds, pending
 from plimsoll.api.v1alpha1 import Condition, MeasuredStage, PlanStatus
 from plimsoll.cluster.observed import Observed, ReportAnswer
-from plimsoll.cluster.own_pods import OwnPod, at
+from plimsoll.cluster.own_pods import OwnPod
 from plimsoll_worker.launch import ADMIN_PORT, DeviceReport, Report
 
 LEFT_ALONE = (
@@ -21,13 +21,9 @@ LEFT_ALONE = (
 
 
 def verify(observed: Observed, plan: PlanStatus | None) -> Finding:
-    """The Verified condition over all ready workers of the plan."""
-    answers = [
-        (pod, answer)
-        for pod in _ready(observed, plan)
-        if (answer := observed.reports.get(pod.uid)) is not None
-    ]
-    assert plan is not None or not answers
+    """The Verified condition over all ready workers of the plan: it holds when each of them has been read."""
+    ready = _ready(observed, plan)
+    answers = [(pod, answer) for pod in ready if (answer := observed.reports.get(pod.uid)) is not None]
     for pod, answer in answers:
         if plan and answer.report and (difference := mismatch(plan, pod.stage, answer.report)):
             told = f"pod {pod.name}: {difference}; {LEFT_ALONE}"
@@ -35,27 +31,52 @@ def verify(observed: Observed, plan: PlanStatus | None) -> Finding:
     for pod, answer in answers:
         if answer.report is None:
             return pending("ReportUnreachable", _unreachable(pod, answer, observed.operator_namespace))
+    if known := _found_before(observed, plan):
+        return Finding(FOUND[known.status], known.reason, known.message)
     if not answers:
-        known = _found_before(observed, plan)
-        return Finding(FOUND[known.status], known.reason, known.message) if known else AWAITING_REPORT
+        return AWAITING_REPORT
+    if silent := [pod for pod in ready if pod.uid not in observed.reports]:
+        return pending(AWAITING_REPORT.reason, _awaited(silent, len(ready)))
     told = "the worker runs" if len(answers) == 1 else f"{len(answers)} workers run"
     return holds("ReportsAgree", f"{told} what was planned")
 
 
 def _ready(observed: Observed, plan: PlanStatus | None) -> list[OwnPod]:
-    return [pod for pod in observed.worker_pods if plan and pod.revision == plan.revision and pod.ready]
+    """The workers of the plan that are asked."""
+    return [pod for pod in unread(observed.worker_pods) if plan and pod.revision == plan.revision]
 
 
 def _found_before(observed: Observed, plan: PlanStatus | None) -> Condition | None:
-    """What status says of a worker that is ready since then. A restarted operator has asked nobody yet; what
-    the one before it read is not forgotten until somebody is asked again."""
+    """What status says, where it speaks of everybody who has not been read. A restarted operator has asked
+    nobody yet, and answers come one after the other: what the one before it read is not forgotten until all
+    of them have been read again."""
     status = observed.resource.status
     known = next((one for one in status.conditions if one.type == ConditionType.VERIFIED), None)
-    if known is None or plan is None or status.update_revision != plan.revision:
+    silent = [pod for pod in _ready(observed, plan) if pod.uid not in observed.reports]
+    if known is None or known.reason == AWAITING_REPORT.reason or plan is None or not silent:
         return None
-    since = at(known.last_transition_time)
-    asked = any(pod.ready_since and at(pod.ready_since) <= since for pod in _ready(observed, plan))
-    return known if asked else None
+    told = status.update_revision == plan.revision and all(_is_told(pod, observed) for pod in silent)
+    return known if told else None
+
+
+def _is_told(pod: OwnPod, observed: Observed) -> bool:
+    """Whether status says of this very run that it answers: Verified was told of it in the same write."""
+    which = pod.revision, pod.replica, pod.attempt
+    restarts = sum(
+        one.container.restarts
+        for one in observed.worker_pods
+        if (one.revision, one.replica, one.attempt) == which and not one.terminating
+    )
+    return any(
+        (one.revision, one.replica, one.attempt) == which and one.ready and one.container_restarts == restarts
+        for one in observed.resource.status.replica_statuses
+    )
+
+
+def _awaited(silent: Sequence[OwnPod], ready: int) -> str:
+    more = f" and of {len(silent) - 1} more" if len(silent) > 1 else ""
+    said = f"{ready - len(silent)} of {ready} workers have reported"
+    return f"{said}; the report of pod {silent[0].name}{more} is awaited"
 
 
 def _unreachable(pod: OwnPod, answer: ReportAnswer, namespace: str) -> str:
@@ -85,8 +106,10 @@ def mismatch(plan: PlanStatus, stage: int, report: Report) -> str:
 
 
 def measured(observed: Observed, plan: PlanStatus | None) -> list[MeasuredStage]:
-    """The worst rank of each stage over all replicas of the plan; what was measured before, while nobody has
+    """The worst rank of each stage over all replicas of the plan; what was measured before, until all have
     been asked since the operator started."""
+    if _found_before(observed, plan):
+        return list(observed.resource.status.measured)
     worst: dict[int, tuple[DeviceReport, Report]] = {}
     for pod in _ready(observed, plan):
         answer = observed.reports.get(pod.uid)
@@ -95,9 +118,6 @@ def measured(observed: Observed, plan: PlanStatus | None) -> list[MeasuredStage]
         device = max(answer.report.devices, key=lambda found: (found.bytes.total, -found.rank))
         if pod.stage not in worst or device.bytes.total > worst[pod.stage][0].bytes.total:
             worst[pod.stage] = device, answer.report
-    assert plan is not None or not worst
-    if not worst and _found_before(observed, plan):
-        return list(observed.resource.status.measured)
     return [_stage(plan, stage, *found) for stage, found in sorted(worst.items()) if plan]
 
 
