@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from plimsoll.actuate.pods import PodDefaults
-from plimsoll.cluster.decisions import Room, decide
+from plimsoll.cluster.decisions import LastPlan, Room, decide
 from plimsoll.cluster.lifecycle import next_actions
 from plimsoll.cluster.observation import Observer, Terms
 from plimsoll.cluster.observed import (
@@ -136,6 +136,7 @@ class World:
         self.memories: dict[str, Memory] = {}
         self.history: list[tuple[str, Action]] = []
         self.terms = TERMS
+        self._last_plan = LastPlan()
         self._serial = 0
 
     # --- what users and the cluster do
@@ -269,7 +270,8 @@ class World:
             observer.observe(resource, self.memories.get(resource.uid, Memory()))
             for _, resource in sorted(snapshot.resources.items())
         ]
-        courses = decide(observed, Room(snapshot.nodes, observer.pods, snapshot.priorities))
+        room = Room(snapshot.nodes, observer.pods, snapshot.priorities)
+        courses = decide(observed, room, self._last_plan)
         return [replace(one, course=courses.get(one.resource.uid)) for one in observed]
 
     def outcome(self, name: str) -> Outcome:
@@ -300,6 +302,7 @@ class World:
     def restart(self) -> None:
         """A new operator process: memory is gone."""
         self.memories = {}
+        self._last_plan = LastPlan()
 
     def serve(self, name: str, spec: dict[str, Any] | None = None, **more: Any) -> None:
         """Deploy and bring to Ready."""

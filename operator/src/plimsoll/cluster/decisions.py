@@ -21,18 +21,43 @@ from plimsoll.cluster.wanted import wanted
 from plimsoll.planning.plan import plan
 from plimsoll.planning.snapshot import Decision, Rejection
 
-__all__ = ["Room", "decide"]
+__all__ = ["LastPlan", "Room", "decide"]
 
 log = logging.getLogger(__name__)
 
 
-def decide(observed: Iterable[Observed], room: Room) -> Mapping[str, Course]:
+class LastPlan:
+    """The answers of the last round, for as long as nothing that planning reads is another one.
+
+    Many rounds come of what planning does not see: a report, a condition, a time that is up. What has no
+    place is by far the dearest to plan, since every way to run it is looked at and told of. So all that
+    planning is given is compared, and planning is pure: whatever frees room, an exclusion whose time is over
+    and another priority are in it. To skip single resources while the cluster changes was rejected: the words
+    of a rejection tell what is free.
+    """
+
+    def __init__(self) -> None:
+        self._given: tuple[Room, Requests] | None = None
+        self._decided: Mapping[str, Decision] = {}
+
+    def answers(self, room: Room, requests: Requests) -> tuple[Mapping[str, Decision], Requests]:
+        """The decisions, and what can be planned."""
+        if self._given == (room, requests):
+            return self._decided, requests
+        decided, sound = _plan(room, requests)
+        # A plan that broke is tried again: what broke it may have been the machine.
+        self._given = (room, requests) if len(sound) == len(requests) else None
+        self._decided = decided
+        return decided, sound
+
+
+def decide(observed: Iterable[Observed], room: Room, last: LastPlan) -> Mapping[str, Course]:
     """Courses by uid, for all resources that parse."""
     cases = [_case(one, room) for one in observed if one.resource.spec and not one.resource.deleting]
     requests: Requests = {}
     for case in cases:
         requests |= case.requests(case.intent, room.priorities)
-    decisions, sound = _plan(room, requests)
+    decisions, sound = last.answers(room, requests)
     promises = Promises(room, sound, decisions)
     return {case.uid: _course(case, promises, decisions) for case in cases}
 

@@ -22,7 +22,7 @@ from plimsoll import garbage, metrics
 from plimsoll.actuate.apply import Executor
 from plimsoll.cluster.calm import Calm
 from plimsoll.cluster.course import Course
-from plimsoll.cluster.decisions import Room, decide
+from plimsoll.cluster.decisions import LastPlan, Room, decide
 from plimsoll.cluster.informer import Backoff
 from plimsoll.cluster.kube import DEPLOYMENTS, Kube, KubeError
 from plimsoll.cluster.leader import Leader
@@ -73,6 +73,7 @@ class Reconciler:
         self._clock, self._monotonic = clock, monotonic
         self._memories: dict[str, Memory] = {}
         self._settled: dict[str, tuple[Observed, Outcome]] = {}
+        self._last_plan = LastPlan()
         self._relist_at = 0.0
         self._backoff = Backoff()
         self._writing = Writing(executor, trigger.fire, calm, monotonic=monotonic)
@@ -117,7 +118,7 @@ class Reconciler:
             # kopf keeps no list that is compared: what was deleted while its watch was down is found here.
             self._state.resources.replace(*self._kube.list(DEPLOYMENTS))
             self._relist_at = started + self._replan_seconds
-            self._settled = {}
+            self._settled, self._last_plan = {}, LastPlan()
         view = self._state.snapshot()
         self._ledger.settle(view.pods, started)
         observed = self._observe(view)
@@ -144,7 +145,8 @@ class Reconciler:
         facts = {revision.facts.revision: revision.facts for revision in view.revisions.values()}
         profiles = self._profiles.believed(view.profiles, facts, now)
         with metrics.PLAN_SECONDS.time():
-            decisions = decide(observed, Room(view.nodes, observer.pods, view.priorities, profiles))
+            room = Room(view.nodes, observer.pods, view.priorities, profiles)
+            decisions = decide(observed, room, self._last_plan)
         _count(decisions)
         return [replace(one, course=decisions.get(one.resource.uid)) for one in observed]
 
