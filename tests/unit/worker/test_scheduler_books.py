@@ -191,6 +191,25 @@ def test_sequences_of_one_step_share_what_the_first_computes() -> None:
     scheduler.check_integrity()
 
 
+def test_a_block_that_single_tokens_fill_is_shared_from_the_next_step_on() -> None:
+    """Keys of a step of single tokens are written by the kernel that reads the cache: what one sequence's
+    program writes there, another's must not wait for."""
+    scheduler = Scheduler(BlockPool(20, 4), max_sequences=4, max_batched_tokens=100)
+    first = sequence(tuple(range(7)), name="first")
+    scheduler.add(first)
+    scheduler.schedule()
+    first.append(7)
+    for name in ("same step", "next step"):
+        scheduler.add(sequence((*range(8), 9), name=name))
+        step = scheduler.schedule()
+        assert (step[0].sequence, step[0].count) == (first, 1)
+        found = {"same step": (4, 5), "next step": (8, 1)}[name]
+        assert [(part.start, part.count) for part in step if part.sequence.id == name] == [found]
+        first.append(8)
+        scheduler.publish(first)
+    scheduler.check_integrity()
+
+
 def test_the_longest_unused_blocks_are_forgotten_first() -> None:
     loop = Pretender(Scheduler(BlockPool(8, 4), max_sequences=1, max_batched_tokens=100), ahead=0)
     old, new = tuple(range(9)), tuple(range(20, 29))
