@@ -124,7 +124,7 @@ class Executor:
         namespace = resource.owner.namespace
         match action:
             case WriteRevision(revision):
-                self._write_revision(revision.to_object(), namespace, resource)
+                self._state.revisions.learn(self._made(api.REVISIONS, revision.to_object(), resource))
             case WriteStatus(status):
                 self._write_status(resource, status.to_dict())
             case CreatePod():
@@ -148,16 +148,6 @@ class Executor:
             case EmitEvent():
                 self._recorder.tell(resource.owner, action, now)
 
-    def _write_revision(self, body: Object, namespace: str, resource: Resource) -> None:
-        name = body["metadata"]["name"]
-        try:
-            written = self._kube.create(api.REVISIONS, namespace, body)
-        except api.AlreadyExists:
-            written = self._kube.get(api.REVISIONS, namespace, name)
-            if not _owned(written, resource):
-                raise api.Refused(f"ControllerRevision {name} exists and belongs to something else") from None
-        self._state.revisions.learn(written)
-
     def _write_status(self, resource: Resource, status: Object) -> None:
         body = {
             "apiVersion": API_VERSION,
@@ -174,38 +164,38 @@ class Executor:
         self._state.resources.learn(answer)
 
     def _create_pod(self, action: CreatePod, resource: Resource, view: ClusterView) -> None:
-        namespace = resource.owner.namespace
-        key = (namespace, action.name)
+        key = (resource.owner.namespace, action.name)
         if action.pinned:
             self._promise(action, view)
         try:
             if action.template is not None:
-                self._ensure_template(action.template, namespace, resource)
-            self._kube.create(api.PODS, namespace, action.body)
-        except api.AlreadyExists:
-            found = self._kube.get(api.PODS, namespace, action.name)
-            if not _owned(found, resource):
+                self._made(api.CLAIM_TEMPLATES, action.template, resource)
+            if self._made(api.PODS, action.body, resource)["metadata"].get("deletionTimestamp"):
+                raise api.Conflict(f"pod {action.name} is being deleted")
+        except api.Unavailable as error:
+            # The API server may have made it all the same, and may show it late: its room is not free.
+            if isinstance(error, api.NotLeading):
                 self._ledger.release(key)
-                raise api.Refused(
-                    f"pod {action.name} exists and belongs to something else: delete it"
-                ) from None
-            if found["metadata"].get("deletionTimestamp"):
-                self._ledger.release(key)
-                raise
+            raise
         except api.KubeError:
             self._ledger.release(key)
             raise
+        self._ledger.confirm(key, self._monotonic())
 
-    def _ensure_template(self, body: Mapping[str, Any], namespace: str, resource: Resource) -> None:
-        """Its name follows from the plan, so one that is there says the same."""
-        name = body["metadata"]["name"]
+    def _made(self, kind: api.Kind, body: Object, resource: Resource) -> dict[str, Any]:
+        """The object, newly made or there already: its name follows from what was decided, so one that is
+        there says the same. Raises Refused where it is somebody else's, Conflict where it goes meanwhile."""
+        namespace, name = resource.owner.namespace, body["metadata"]["name"]
         try:
-            self._kube.create(api.CLAIM_TEMPLATES, namespace, body)
+            return self._kube.create(kind, namespace, body)
         except api.AlreadyExists:
-            if not _owned(self._kube.get(api.CLAIM_TEMPLATES, namespace, name), resource):
-                raise api.Refused(
-                    f"ResourceClaimTemplate {name} exists and belongs to something else: delete it"
-                ) from None
+            try:
+                found = self._kube.get(kind, namespace, name)
+            except api.NotFound as error:
+                raise api.Conflict(f"{body['kind']} {name} was there and is gone: {error.message}") from None
+        if not _owned(found, resource):
+            raise api.Refused(f"{body['kind']} {name} exists and belongs to something else: delete it")
+        return found
 
     def _promise(self, action: CreatePod, view: ClusterView) -> None:
         pod = pod_view(dict(action.body))

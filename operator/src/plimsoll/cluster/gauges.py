@@ -40,7 +40,7 @@ class ClusterGauges(Collector):
         return ()
 
     def _gpus(self, view: ClusterView) -> Iterator[GaugeMetricFamily]:
-        promised = [pod for key, pod in self._ledger.views().items() if key not in view.pods]
+        promised = [held.view for key, held in self._ledger.held().items() if key not in view.pods]
         shown = [pod for pods in view.pods_by_node.values() for pod in pods]
         for state, text, counted in (
             ("total", "GPUs that nodes offer", _offered(view.nodes)),

@@ -15,10 +15,11 @@ from plimsoll.actuate.pods import PodDefaults
 from plimsoll.actuate.revisions import Revision
 from plimsoll.cluster.observed import Memory, Object, Observed, ReportAnswer, Timing
 from plimsoll.cluster.own_pods import OwnPod
+from plimsoll.cluster.reservations import Held
 from plimsoll.cluster.resource import Resource
 from plimsoll.cluster.state import ClusterView, Key
 from plimsoll.inventory.nodes import pods_using, volume_view
-from plimsoll.inventory.views import PodView, VolumeView
+from plimsoll.inventory.views import VolumeView
 from plimsoll.model.facts import ModelFacts
 from plimsoll.settings import Settings
 
@@ -68,15 +69,16 @@ class Observer:
     def __init__(
         self,
         view: ClusterView,
-        promised: Mapping[Key, PodView],
+        promised: Mapping[Key, Held],
         reports: Mapping[str, ReportAnswer],
         terms: Terms,
         now: datetime,
     ) -> None:
         self._view, self._reports, self._terms, self._now = view, reports, terms, now
         self._promised_names: dict[str, set[str]] = defaultdict(set)
-        for pod in promised.values():
-            self._promised_names[pod.owner_uid].add(pod.name)
+        for held in promised.values():
+            if held.there_at is not None:
+                self._promised_names[held.view.owner_uid].add(held.view.name)
         self._pods: dict[str, list[OwnPod]] = defaultdict(list)
         for entry in view.pods.values():
             if entry.own:
@@ -89,7 +91,7 @@ class Observer:
         self._ready_nodes = _shared(frozenset(node.name for node in view.nodes if node.ready))
         self.pods = (
             *(entry.view for entry in view.pods.values() if entry.view),
-            *(pod for key, pod in promised.items() if key not in view.pods),
+            *(held.view for key, held in promised.items() if key not in view.pods),
         )
         """What planning counts: pods that are shown, and pods that were promised."""
 

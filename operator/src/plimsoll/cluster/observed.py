@@ -109,7 +109,7 @@ class Observed:
     reports: Mapping[str, ReportAnswer]
     """By pod uid; only of pods that were asked."""
     promised: frozenset[str]
-    """Names of pods created a moment ago that no informer shows yet."""
+    """Names of pods that the API server has made and no informer shows yet."""
     ready_nodes: frozenset[str]
     unready_nodes: Mapping[str, NodeView]
     """Of those that its pods are bound to, by name."""

@@ -105,7 +105,6 @@ class Reconciler:
         """Like a fresh start: what this copy remembers may be older than what another one did meanwhile."""
         self._term = term
         self._memories, self._settled, self._relist_at = {}, {}, 0.0
-        self._ledger.clear()
 
     def _failed(self) -> float:
         metrics.ROUNDS.labels("failed").inc()
@@ -120,7 +119,7 @@ class Reconciler:
             self._relist_at = started + self._replan_seconds
             self._settled, self._last_plan = {}, LastPlan()
         view = self._state.snapshot()
-        self._ledger.settle(view.pods, started)
+        self._ledger.settle(view.pods, started, view.pods_listed_at)
         observed = self._observe(view)
         settled = [(one, self._settled_outcome(one)) for one in observed]
         steps = [(one, outcome or _step(one)) for one, outcome in settled]
@@ -137,7 +136,7 @@ class Reconciler:
     def _observe(self, view: ClusterView) -> list[Observed]:
         """Everything about every resource, the plan of this round included."""
         now = self._clock()
-        observer = Observer(view, self._ledger.views(), self._reports.answers(), self._terms, now)
+        observer = Observer(view, self._ledger.held(), self._reports.answers(), self._terms, now)
         observed = [
             observer.observe(resource, self._memories.get(resource.uid, Memory()))
             for _, resource in sorted(view.resources.items())

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plimsoll.inventory.capacity import add, amounts, held_on, subtract, total
 from plimsoll.inventory.views import NodeView, PodView
 
 EXPIRY_SECONDS = 120.0
-"""A pod that no list shows after this time does not exist: it was deleted while no watch looked."""
+"""A pod of which neither an answer nor a list told anything by then does not exist: the API server ends
+requests after a minute, and this program waits for half a one."""
 
 Key = tuple[str, str]
 
@@ -28,6 +29,9 @@ class Overbooked(AssertionError):
 class Held:
     view: PodView
     since: float
+    there_at: float | None = None
+    """When the API server had said that the pod exists; None: it has not answered, and may or may not have
+    made it."""
 
 
 class Ledger:
@@ -37,14 +41,17 @@ class Ledger:
         self._lock = threading.Lock()
         self._held: dict[Key, Held] = {}
 
-    def settle(self, shown: Iterable[Key], now: float) -> None:
-        """Drop promises whose pods the informer shows, and expired ones."""
+    def settle(self, shown: Iterable[Key], now: float, listed_at: float) -> None:
+        """Drop promises whose pods the informer shows, those whose pods came and went unseen, and expired
+        ones. `listed_at`: when the last whole list of which `shown` knows was begun."""
         seen = set(shown)
         with self._lock:
             self._held = {
                 key: held
                 for key, held in self._held.items()
-                if key not in seen and now - held.since < EXPIRY_SECONDS
+                if key not in seen
+                and now - held.since < EXPIRY_SECONDS
+                and (held.there_at is None or listed_at <= held.there_at)
             }
 
     def promise(self, pod: PodView, node: NodeView | None, pods: Iterable[PodView], now: float) -> None:
@@ -70,16 +77,17 @@ class Ledger:
                     )
             self._held[key] = Held(pod, now)
 
+    def confirm(self, key: Key, now: float) -> None:
+        """The API server has said that the pod exists: a list that is begun later shows it, or it is gone."""
+        with self._lock:
+            if held := self._held.get(key):
+                self._held[key] = replace(held, there_at=now)
+
     def release(self, key: Key) -> None:
         """The pod was not created after all, or is gone again before a snapshot showed it."""
         with self._lock:
             self._held.pop(key, None)
 
-    def clear(self) -> None:
-        """What an earlier term promised is either shown by now or was never made."""
+    def held(self) -> Mapping[Key, Held]:
         with self._lock:
-            self._held = {}
-
-    def views(self) -> Mapping[Key, PodView]:
-        with self._lock:
-            return {key: held.view for key, held in self._held.items()}
+            return dict(self._held)

@@ -8,6 +8,7 @@ so it wakes nobody: `on_change` is called only when a view differs.
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,18 +62,24 @@ class View(Generic[T]):
         lock: threading.RLock,
         on_change: Callable[[], None],
         on_deleted: Callable[[Key], None] = lambda _key: None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`on_deleted`: also of what came and went between two snapshots."""
-        self._convert, self._lock = convert, lock
+        self._convert, self._lock, self._monotonic = convert, lock, monotonic
         self._on_change, self._on_deleted = on_change, on_deleted
         self._entries: dict[Key, T] = {}
+        self.listed_at = 0.0
+        """When the last whole list was asked for, on the monotonic clock: what was there then is known."""
+        self._version = ""
+        """Of the newest change that the watch has shown."""
 
     def replace(self, objects: Iterable[Object]) -> None:
+        began = self._monotonic()
         fresh = {key_of(obj): view for obj in objects if (view := self._convert(obj)) is not None}
         with self._lock:
-            changed, self._entries = fresh != self._entries, fresh
-        if changed:
-            self._on_change()
+            self._entries, self.listed_at = fresh, began
+        # Also when it is as before: that something is not there was not known until now.
+        self._on_change()
 
     def apply(self, event: str, obj: Object) -> None:
         key = key_of(obj)
@@ -80,6 +87,7 @@ class View(Generic[T]):
         if event == "DELETED":
             self._on_deleted(key)
         with self._lock:
+            self._version = obj["metadata"].get("resourceVersion", "")
             if self._entries.get(key) == view:
                 return
             if view is None:
@@ -90,10 +98,11 @@ class View(Generic[T]):
 
     def learn(self, obj: Object) -> None:
         """The API server's answer to this program's own write: nothing new, so nobody is woken. The watch may
-        lag behind, and what it does not show yet would be written again."""
+        lag behind, and what it does not show yet would be written again. Where it does not, the answer is the
+        older of the two: what somebody did since would be overlooked for good, a deletion too."""
         view = self._convert(obj)
-        if view is not None:
-            with self._lock:
+        with self._lock:
+            if view is not None and is_newer(obj["metadata"]["resourceVersion"], self._version):
                 self._entries[key_of(obj)] = view
 
     def entries(self) -> dict[Key, T]:
@@ -176,6 +185,8 @@ class ClusterView:
     """PriorityClasses by name; the empty name stands for the cluster's default."""
     profiles: Mapping[Key, Profile]
     resources: Mapping[Key, Resource]
+    pods_listed_at: float
+    """When the last whole list of pods was asked for, on the monotonic clock."""
 
     @cached_property
     def node_by_name(self) -> Mapping[str, NodeView]:
@@ -193,12 +204,16 @@ class ClusterView:
 
 class ClusterState:
     def __init__(
-        self, on_change: Callable[[], None], on_pod_deleted: Callable[[Key], None] = lambda _key: None
+        self,
+        on_change: Callable[[], None],
+        on_pod_deleted: Callable[[Key], None] = lambda _key: None,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         lock = threading.RLock()
         self._lock = lock
         self.nodes: View[NodeView] = View(node_view, lock, on_change)
-        self.pods: View[PodEntry] = View(_pod, lock, on_change, on_pod_deleted)
+        self.pods: View[PodEntry] = View(_pod, lock, on_change, on_pod_deleted, monotonic)
         self.claims: View[Object] = View(_claim, lock, on_change)
         self.volumes: View[Object] = View(_volume, lock, on_change)
         self.slices: View[SliceView] = View(slice_view, lock, on_change)
@@ -227,6 +242,7 @@ class ClusterState:
                 priorities=_by_name(list(self.priorities.entries().values())),
                 profiles=self.profiles.entries(),
                 resources=self.resources.entries(),
+                pods_listed_at=self.pods.listed_at,
             )
 
     def _with_devices(
