@@ -52,14 +52,18 @@ class Prompts:
 
     async def of_chat(self, request: ChatRequest, form: Form) -> list[Ask]:
         """Raises ApiError."""
+        self._check_count(request, 1)
         prompt = await self.chat(request.messages, request.chat_template_kwargs, form.tools)
         named = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
         self._check_length(len(prompt), named, "messages")
+        self._check_known(prompt, "messages")
         return self._asks(request, [prompt], named, self._limits.context, form.grammar)
 
     async def of_completion(self, request: CompletionRequest) -> list[Ask]:
         """Raises ApiError."""
-        prompts = [await self._ids(prompt) for prompt in _each_prompt(request.prompt)]
+        asked = _each_prompt(request.prompt)
+        self._check_count(request, len(asked))
+        prompts = [await self._ids(prompt) for prompt in asked]
         for prompt in prompts:
             self._check_length(len(prompt), request.max_tokens, "prompt")
         return self._asks(request, prompts, request.max_tokens, DEFAULT_COMPLETION_TOKENS)
@@ -93,7 +97,9 @@ class Prompts:
 
     async def _ids(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
-            return await self.tokenize(prompt)
+            ids = await self.tokenize(prompt)
+            self._check_known(ids, "prompt")
+            return ids
         self._check_ids(prompt, "prompt")
         return prompt
 
@@ -105,15 +111,8 @@ class Prompts:
         default: int,
         grammar: str | None = None,
     ) -> list[Ask]:
-        choices = request.n or 1
-        if len(prompts) * choices > self._limits.sequences:
-            raise bad_request(
-                f"{len(prompts)} prompts with {choices} answers each are {len(prompts) * choices} sequences; "
-                f"this worker takes {self._limits.sequences} at a time",
-                param="n" if choices > 1 else "prompt",
-            )
         params = self._params(request)
-        most = named or self._limits.context
+        most = named or min(default, self._limits.context - max(map(len, prompts)))
         if params.min_tokens > most:
             raise bad_request(
                 f"min_tokens is {params.min_tokens}, more than the {most} tokens an answer may have",
@@ -131,7 +130,7 @@ class Prompts:
                 first_of_prompt=choice == 0,
             )
             for prompt in prompts
-            for choice in range(choices)
+            for choice in range(request.n or 1)
         ]
 
     def _params(self, request: GenerationRequest) -> SamplingParams:
@@ -154,6 +153,27 @@ class Prompts:
             stop_token_ids=frozenset(stop_ids)
             | (frozenset() if request.ignore_eos else self._limits.eos_token_ids),
         )
+
+    def _check_count(self, request: GenerationRequest, prompts: int) -> None:
+        """Before any of them is tokenised: a body has room for millions."""
+        choices = request.n or 1
+        if prompts * choices > self._limits.sequences:
+            raise bad_request(
+                f"{prompts} prompts with {choices} answers each are {prompts * choices} sequences; "
+                f"this worker takes {self._limits.sequences} at a time",
+                param="n" if choices > 1 else "prompt",
+            )
+
+    def _check_known(self, ids: list[int], param: str) -> None:
+        """Of a text. Some tokenizers have tokens that the model does not: Gemma 3's know one of images, and
+        its text models end before it."""
+        strange = max(ids, default=0)
+        if strange >= self._limits.vocabulary:
+            raise bad_request(
+                f"{param}: the text has {self._tokenizer.backend.id_to_token(strange)!r}, a token of the "
+                "tokenizer that this model does not have; leave it out",
+                param=param,
+            )
 
     def _check_ids(self, ids: Sequence[int] | dict[int, float], param: str) -> None:
         strange = next((token for token in ids if not 0 <= token < self._limits.vocabulary), None)
