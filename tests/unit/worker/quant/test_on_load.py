@@ -28,6 +28,10 @@ CPU = torch.device("cpu")
 ROUNDED = [Precision.INT8, Precision.INT4, Precision.FP8]
 WIDE = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 6, "head_dim": 32}
 """Columns in multiples of 32, and not all of 128."""
+MIXTRAL = {**WIDE, **CASES["mixtral"][1]}
+QWEN3_MOE = {
+    **WIDE, **CASES["qwen3_moe, some layers dense"][1], "moe_intermediate_size": 64, "head_dim": 32
+}  # fmt: skip
 
 
 def loaded(folder: Path, matrices: Precision, precision: Precision = Precision.FP32) -> Decoder:
@@ -39,8 +43,12 @@ def with_rounded_weights(theirs: torch.nn.Module, ours: Decoder) -> None:
     layers = theirs.model.layers
     for name, linear in quantizable(ours).items():
         assert linear.quantized is not None
-        _, number, block, module = name.split(".")
+        _, number, block, *_, module = name.split(".")
         rows = dequantize(linear.quantized, torch.float32)
+        if ".experts." in name:
+            weight = getattr(layers[int(number)].mlp.experts, module)
+            weight.data = rows.view(weight.shape)
+            continue
         parts = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
         for part in parts.get(module, (module,)):
             weight = getattr(getattr(layers[int(number)], block), part).weight
@@ -49,9 +57,15 @@ def with_rounded_weights(theirs: torch.nn.Module, ours: Decoder) -> None:
 
 
 @pytest.mark.parametrize("matrices", ROUNDED)
-@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Gemma2"])
-def test_answers_are_those_of_the_rounded_weights(kind: str, matrices: Precision, tmp_path: Path) -> None:
-    theirs = saved(kind, {**WIDE, "pad_token_id": None}, tmp_path)
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("Llama", WIDE), ("Qwen2", WIDE), ("Gemma2", WIDE), ("Mixtral", MIXTRAL), ("Qwen3Moe", QWEN3_MOE)],
+    ids=["Llama", "Qwen2", "Gemma2", "Mixtral", "Qwen3Moe"],
+)
+def test_answers_are_those_of_the_rounded_weights(
+    kind: str, changes: Mapping[str, object], matrices: Precision, tmp_path: Path
+) -> None:
+    theirs = saved(kind, {**changes, "pad_token_id": None}, tmp_path)
     ours = loaded(tmp_path, matrices)
     with_rounded_weights(theirs, ours)
     text, logits = answers_of(theirs)
@@ -61,27 +75,32 @@ def test_answers_are_those_of_the_rounded_weights(kind: str, matrices: Precision
 @pytest.mark.parametrize("matrices", ROUNDED)
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
 @pytest.mark.parametrize(
-    "changes", [WIDE, {**WIDE, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}]
+    ("kind", "changes"),
+    [
+        ("Llama", WIDE),
+        ("Llama", {**WIDE, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+        ("Mixtral", MIXTRAL),
+        ("Qwen3Moe", QWEN3_MOE),
+    ],
+    ids=["llama", "tied, with biases", "mixtral", "qwen3_moe, some layers dense"],
 )
 def test_the_operator_counts_the_bytes_that_the_engine_keeps(
-    changes: Mapping[str, object], matrices: Precision, precision: Precision, tmp_path: Path
+    kind: str, changes: Mapping[str, object], matrices: Precision, precision: Precision, tmp_path: Path
 ) -> None:
-    saved("Llama", changes, tmp_path)
+    saved(kind, changes, tmp_path)
     facts = read_facts(open_source(str(tmp_path)))
     kept = Quantized(SCHEMES[matrices], precision)
     assert loaded_bytes(facts, kept) == loaded(tmp_path, matrices, precision).weight_bytes
 
 
-def test_router_and_experts_head_and_embedding_stay_as_they_are(tmp_path: Path) -> None:
-    kind, changes = CASES["mixtral"]
-    saved(kind, {**changes, **WIDE}, tmp_path)
+def test_router_head_and_embedding_stay_as_they_are(tmp_path: Path) -> None:
+    saved("Mixtral", MIXTRAL, tmp_path)
     ours = loaded(tmp_path, Precision.INT8)
     kept = {name for name, parameter in ours.named_parameters() if parameter.dtype == torch.float32}
     assert {"embed_tokens.weight", "lm_head.weight", "layers.0.mlp.gate.weight"} <= kept
-    assert {"layers.0.mlp.experts.gate_up_proj", "layers.0.mlp.experts.down_proj"} <= kept
-    assert set(quantizable(ours)) == {
-        f"layers.{layer}.self_attn.{part}" for layer in range(3) for part in ("qkv_proj", "o_proj")
-    }
+    parts = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+    assert set(quantizable(ours)) == {f"layers.{layer}.{part}" for layer in range(3) for part in parts}
+    assert all(matrix.quantized for matrix in quantizable(ours).values())
 
 
 @pytest.mark.parametrize("matrices", ROUNDED)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from plimsoll_worker.errors import ModelUnsupported
-from plimsoll_worker.kernels.matrix import QuantizedMatrix, dequantize, unpack_int4
+from plimsoll_worker.kernels.matrix import QuantizedMatrix, dequantize, rows_of, unpack_int4
 from plimsoll_worker.launch import Precision
 from plimsoll_worker.quant import rounding
-from plimsoll_worker.quant.form import Form, rows_of
+from plimsoll_worker.quant.form import Form
 from plimsoll_worker.quant.rounding import SHRINKS, round_int4, round_into
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -23,6 +23,7 @@ SUM_OF = tl.constexpr(16.0)
 @triton.jit
 def _arranged(
     x,
+    places,
     norm_weight,
     out,
     sums,
@@ -35,10 +36,11 @@ def _arranged(
     WORD: tl.constexpr,
     INT4: tl.constexpr,
     NORM: tl.constexpr,
+    CHOSEN: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """BLOCK columns of a row of x (rows, WIDTH), normed and arranged, → (rows, STEPS * BLOCK_K); with INT4
-    their sums over steps too (2, rows, STEPS)."""
+    """BLOCK columns of a row of x (rows, WIDTH), or with CHOSEN of one of the rows `places`, normed and
+    arranged, → (rows, STEPS * BLOCK_K); with INT4 their sums over steps too (2, rows, STEPS)."""
     # A step is read in turns, one for each number of a word of WORD bytes.
     TURNS: tl.constexpr = WORD * (1 + INT4)
     WORDS: tl.constexpr = 16 // WORD
@@ -53,7 +55,8 @@ def _arranged(
         factor = tl.load(norm_weight + column, mask=inside, other=0.0).to(tl.float32) + offset
     await_inputs(PDL)
     release_next(PDL)
-    value = tl.load(x + row * WIDTH + column, mask=inside, other=0.0).to(tl.float32)
+    source = tl.load(places + row) if CHOSEN else row
+    value = tl.load(x + source * WIDTH + column, mask=inside, other=0.0).to(tl.float32)
     if NORM:
         value *= tl.rsqrt(tl.sum(value * value, axis=0) / WIDTH + eps) * factor
     kept = value.to(out.dtype.element_ty)
@@ -75,14 +78,16 @@ def arranged(
     step: int,
     word: int,
     int4: bool,
+    places: Tensor | None = None,
     norm_weight: Tensor | None = None,
     eps: float = 0.0,
     offset: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """x (rows, inputs), or its norm, for steps of `step` columns whose numbers come in words of `word` bytes
-    → (the same with zeros up to whole steps (rows, steps * step), where `int4` its sums over steps in two
-    parts, what 16 bit hold of them and the rest, (2, rows, steps), divided by SUM_OF)."""
-    rows, width = x.shape
+    """x (rows, inputs), or its rows `places` (rows) int64, or their norm, for steps of `step` columns whose
+    numbers come in words of `word` bytes → (the same with zeros up to whole steps (rows, steps * step), where
+    `int4` its sums over steps in two parts, what 16 bit hold of them and the rest, (2, rows, steps), divided
+    by SUM_OF)."""
+    rows, width = x.shape if places is None else (places.shape[0], x.shape[1])
     steps = triton.cdiv(width, step)
     out = x.new_empty(rows, steps * step)
     sums = x.new_empty(2, rows, steps if int4 else 0)
@@ -92,6 +97,7 @@ def arranged(
         block = min(block, PIECE)
     _arranged[(rows, triton.cdiv(steps * step, block))](
         x.contiguous(),
+        x if places is None else places,
         x if norm_weight is None else norm_weight,
         out,
         sums,
@@ -104,6 +110,7 @@ def arranged(
         WORD=word,
         INT4=int4,
         NORM=norm_weight is not None,
+        CHOSEN=places is not None,
         PDL=device.dependent_launch,
         num_warps=8 if block <= 8192 else 16,
         **device.options,

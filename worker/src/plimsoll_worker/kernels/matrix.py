@@ -7,7 +7,7 @@ them was the alternative, at a dispatch in every operation.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -90,6 +90,19 @@ class StackedMatrix:
 
 
 Matrix = OneMatrix | StackedMatrix
+
+
+def rows_of(matrix: QuantizedMatrix, first: int, last: int) -> QuantizedMatrix:
+    """Rows first (inclusive) to last (exclusive): a view. Of a block-scaled matrix whole blocks, but that the
+    last may be cut short by the matrix's own end."""
+    across = FP8_BLOCK if matrix.block_scaled else 1
+    assert first % across == 0, f"row {first} lies inside a block of scales"
+    return replace(
+        matrix,
+        numbers=matrix.numbers[first:last],
+        scales=matrix.scales[first // across : -(-last // across)],
+        minimums=None if matrix.minimums is None else matrix.minimums[first:last],
+    )
 
 
 def pack_int4(numbers: Tensor) -> Tensor:

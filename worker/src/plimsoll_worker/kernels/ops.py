@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from plimsoll_worker.kernels import reference
 from plimsoll_worker.kernels.batch import AttentionBatch
@@ -149,6 +150,31 @@ def linear_add(
         # cuBLAS adds the residual while it writes: neither a kernel nor a buffer of its own.
         return residual.addmm_(x, weight.t(), alpha=scale)
     return residual + scale * linear(x, weight, bias)
+
+
+def grouped_linear(
+    x: Tensor,
+    weight: OneMatrix,
+    last_rows: Tensor,
+    *,
+    places: Tensor | None = None,
+    gated: Activation | None = None,
+) -> Tensor:
+    """Rows of x (rows, inputs), or its rows `places` (rows) int64, each times one of several matrices →
+    (rows, outputs, or half of it with `gated`). Those of the e-th group, up to row `last_rows[e]` (exclusive,
+    int32), meet the e-th of `weight` (groups, outputs, inputs); quantized matrices lie one below the other,
+    (groups * outputs, inputs). Nothing is read back from a GPU."""
+    if isinstance(weight, QuantizedMatrix) and on_gpu(x):
+        from plimsoll_worker.kernels import expert_tiles
+
+        return expert_tiles.grouped_linear(x, weight, last_rows, places=places, gated=gated)
+    if places is not None:
+        x = x[places]
+    if isinstance(weight, QuantizedMatrix):
+        out = reference.grouped_linear(x, weight, last_rows)
+    else:
+        out = functional.grouped_mm(x, weight.transpose(1, 2), offs=last_rows)
+    return out if gated is None else gated_activation(out, gated)
 
 
 def rope_angles(positions: Tensor, inverse: Tensor, *, scale: float = 1.0) -> Tensor:

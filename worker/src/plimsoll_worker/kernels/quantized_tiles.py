@@ -31,7 +31,7 @@ from plimsoll_worker.launch.precision import Precision
 
 
 @triton.jit
-def _end(
+def end_of_tile(
     acc,
     line,
     column,
@@ -74,7 +74,7 @@ def _end(
 
 
 @triton.jit
-def _of_group(factors, line, group, HEIGHT: tl.constexpr, GROUPS: tl.constexpr, LINES: tl.constexpr):
+def of_group(factors, line, group, HEIGHT: tl.constexpr, GROUPS: tl.constexpr, LINES: tl.constexpr):
     """(BLOCK_N): what belongs to the group."""
     inside = (line < HEIGHT) & (group < GROUPS)
     return tl.load(factors + (line // LINES) * GROUPS + group, mask=inside, other=0.0)
@@ -112,7 +112,7 @@ def _operand(
 
 
 @triton.jit
-def _lines(OUTPUTS: tl.constexpr, BLOCK_N: tl.constexpr, GATED: tl.constexpr):
+def lines_of_tile(OUTPUTS: tl.constexpr, BLOCK_N: tl.constexpr, GATED: tl.constexpr):
     """Rows of the weight that this program multiplies, and columns of the answer that they become."""
     of_tile = tl.arange(0, BLOCK_N)
     if GATED:
@@ -127,7 +127,7 @@ def _lines(OUTPUTS: tl.constexpr, BLOCK_N: tl.constexpr, GATED: tl.constexpr):
 
 @triton.jit
 def _with_minimums(
-    acc, scales, minimums, x_sums, line, row, rows, first, last,
+    acc, scales, minimums, x_sums, line, row, rows, x_rows, first, last,
     HEIGHT: tl.constexpr, STEPS: tl.constexpr, GROUPS: tl.constexpr, SAME: tl.constexpr, wide: tl.constexpr,
 ):  # fmt: skip
     """acc plus what steps `first` to `last` of INT4 still lack: minimums, less what was too much in the
@@ -142,9 +142,57 @@ def _with_minimums(
         at_sums = x_sums + row[None, :] * STEPS + step[:, None]
         for part in tl.static_range(2):
             mask = (row < rows)[None, :] & inside[:, None]
-            of_x = tl.load(at_sums + part * rows * STEPS, mask=mask, other=0.0)
+            of_x = tl.load(at_sums + part * x_rows * STEPS, mask=mask, other=0.0)
             acc = tl.dot(least.to(wide), of_x, acc, input_precision="ieee")
             acc = tl.dot(excess.to(wide), of_x, acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit
+def product_of_tile(
+    x, x_sums, numbers, scales, minimums, factor, line, row, rows, x_rows, first, last,
+    INPUTS: tl.constexpr, HEIGHT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPAN: tl.constexpr, INT4: tl.constexpr, WORD: tl.constexpr, GROUP: tl.constexpr,
+    LINES: tl.constexpr, FP8_X: tl.constexpr, wide: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """Sums (BLOCK_N, BLOCK_M) over steps `first` to `last` of rows `line` of the weight (HEIGHT, INPUTS) and
+    rows `row`, those below `rows`, of x (x_rows, INPUTS). `factor`: the scales of the first step's group."""
+    TURNS: tl.constexpr = WORD * (1 + INT4) if WORD else 1
+    WIDTH: tl.constexpr = INPUTS // TURNS
+    STEPS: tl.constexpr = (INPUTS + BLOCK_K - 1) // BLOCK_K
+    GROUPS: tl.constexpr = 1 if GROUP == 0 else (INPUTS + GROUP - 1) // GROUP
+    SAME: tl.constexpr = 1 if GROUP == 0 else GROUP // BLOCK_K
+    BLOCK_B: tl.constexpr = BLOCK_K // TURNS
+    EVEN: tl.constexpr = (INPUTS % BLOCK_K == 0) and (HEIGHT % BLOCK_N == 0)
+    WIDTH_X: tl.constexpr = STEPS * BLOCK_K if WORD else INPUTS
+    live = row < rows
+    place = tl.arange(0, BLOCK_B)
+    at = numbers + line.to(tl.int64)[:, None] * WIDTH + place[None, :]
+    at_x = x + row.to(tl.int64)[None, :] * WIDTH_X + place[:, None]
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for begin in range(first, last, SPAN):
+        for ahead in tl.static_range(SPAN):
+            step = begin + ahead
+            tile = _numbers(at, step * BLOCK_B, line, place, HEIGHT, WIDTH, EVEN)
+            there = (step * BLOCK_K + place < INPUTS) | (WIDTH_X % BLOCK_K == 0)
+            if GROUP:
+                # Scales of the next step are on their way while this one is multiplied.
+                next_factor = of_group(scales, line, (step + 1) // SAME, HEIGHT, GROUPS, LINES)
+            product = tl.zeros([BLOCK_N, BLOCK_M], tl.float32) if GROUP else acc
+            for turn in tl.static_range(TURNS):
+                some = tl.load(
+                    at_x + step * BLOCK_K + turn * BLOCK_B, mask=live[None, :] & there[:, None], other=0.0
+                )
+                left = _operand(tile, turn, WORD, INT4, FP8_X, wide, ASM)
+                product = tl.dot(left, some, product, input_precision="ieee")
+            acc = acc + factor.to(tl.float32)[:, None] * product if GROUP else product
+            if GROUP:
+                factor = next_factor
+    if INT4:
+        acc = _with_minimums(
+            acc, scales, minimums, x_sums, line, row, rows, x_rows, first, last,
+            HEIGHT, STEPS, GROUPS, SAME, wide,
+        )  # fmt: skip
     return acc
 
 
@@ -194,54 +242,28 @@ def _tiles(
     GROUPS: tl.constexpr = 1 if GROUP == 0 else (INPUTS + GROUP - 1) // GROUP
     SAME: tl.constexpr = 1 if GROUP == 0 else GROUP // BLOCK_K
     BLOCK_B: tl.constexpr = BLOCK_K // TURNS
-    EVEN: tl.constexpr = (INPUTS % BLOCK_K == 0) and (HEIGHT % BLOCK_N == 0)
     # INT4 of a step are half a line of memory: two at a time fetch it whole.
     SPAN: tl.constexpr = SPANS if INT4 and STEPS % 2 == 0 else 1
-    WIDTH_X: tl.constexpr = STEPS * BLOCK_K if WORD else INPUTS
-    line, column = _lines(OUTPUTS, BLOCK_N, GATED)
+    line, column = lines_of_tile(OUTPUTS, BLOCK_N, GATED)
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    live = row < rows
     part = tl.program_id(2)
-    place = tl.arange(0, BLOCK_B)
-    at = numbers + line.to(tl.int64)[:, None] * WIDTH + place[None, :]
-    at_x = x + row.to(tl.int64)[None, :] * WIDTH_X + place[:, None]
     share = tl.cdiv(STEPS // SPAN, parts) * SPAN
     first = part * share
     last = min(first + share, STEPS)
     wide: tl.constexpr = out.dtype.element_ty
-    if GROUP:
-        factor = _of_group(scales, line, first // SAME, HEIGHT, GROUPS, LINES)
+    factor = of_group(scales, line, first // SAME, HEIGHT, GROUPS, LINES) if GROUP else line
     lines = first * BLOCK_B + 128 * tl.arange(0, 4)[None, :]
     ask_for(numbers + tl.minimum(line, HEIGHT - 1).to(tl.int64)[:, None] * WIDTH + lines, PDL)
     if INT4:
         ask_for(minimums + tl.minimum(line, HEIGHT - 1) * GROUPS + first // SAME, PDL)
     await_inputs(PDL)
     release_next(PDL)
-    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for begin in range(first, last, SPAN):
-        for ahead in tl.static_range(SPAN):
-            step = begin + ahead
-            tile = _numbers(at, step * BLOCK_B, line, place, HEIGHT, WIDTH, EVEN)
-            there = (step * BLOCK_K + place < INPUTS) | (WIDTH_X % BLOCK_K == 0)
-            if GROUP:
-                # Scales of the next step are on their way while this one is multiplied.
-                next_factor = _of_group(scales, line, (step + 1) // SAME, HEIGHT, GROUPS, LINES)
-            product = tl.zeros([BLOCK_N, BLOCK_M], tl.float32) if GROUP else acc
-            for turn in tl.static_range(TURNS):
-                some = tl.load(
-                    at_x + step * BLOCK_K + turn * BLOCK_B, mask=live[None, :] & there[:, None], other=0.0
-                )
-                left = _operand(tile, turn, WORD, INT4, FP8_X, wide, ASM)
-                product = tl.dot(left, some, product, input_precision="ieee")
-            acc = acc + factor.to(tl.float32)[:, None] * product if GROUP else product
-            if GROUP:
-                factor = next_factor
-    if INT4:
-        acc = _with_minimums(
-            acc, scales, minimums, x_sums, line, row, rows, first, last, HEIGHT, STEPS, GROUPS, SAME, wide
-        )
+    acc = product_of_tile(
+        x, x_sums, numbers, scales, minimums, factor, line, row, rows, rows, first, last,
+        INPUTS, HEIGHT, BLOCK_M, BLOCK_N, BLOCK_K, SPAN, INT4, WORD, GROUP, LINES, FP8_X, wide, ASM,
+    )  # fmt: skip
     if not SPLIT:
-        _end(
+        end_of_tile(
             acc, line, column, row, rows, x_scales, scales, bias, residual, out, scale,
             OUTPUTS, BLOCK_M, BLOCK_N, GROUP == 0, FP8_X, BIAS, RESIDUAL, GATED, SILU,
         )  # fmt: skip
@@ -257,7 +279,7 @@ def _tiles(
             for each in range(parts):
                 total += tl.load(mine + each * SIZE, cache_modifier=".cg")
             tl.store(arrived + tile_id, 0)
-            _end(
+            end_of_tile(
                 total, line, column, row, rows, x_scales, scales, bias, residual, out, scale,
                 OUTPUTS, BLOCK_M, BLOCK_N, GROUP == 0, FP8_X, BIAS, RESIDUAL, GATED, SILU,
             )  # fmt: skip
@@ -271,6 +293,15 @@ MOST_TILES = 1 << 14
 def _arrivals(device: torch.device) -> Tensor:
     """How many parts of a tile have come: zeros between launches."""
     return torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
+
+
+def word_of(weight: QuantizedMatrix, block_k: int) -> int:
+    """Bytes that numbers come in, for steps of `block_k` columns; 0: one by one, x need not be arranged."""
+    int4 = weight.precision is Precision.INT4
+    if weight.precision is Precision.FP8 or weight.numbers.shape[1] % 16:
+        return 0
+    # A product has 16 columns at least.
+    return 2 if block_k >= 32 * (1 + int4) else 1 if int4 else 0
 
 
 def tile_linear(
@@ -298,10 +329,7 @@ def tile_linear(
     group, lines = group_of(weight)
     block_k = math.gcd(tiles.block_k, group)
     int4 = weight.precision is Precision.INT4
-    # A product has 16 columns at least.
-    word = 2 if block_k >= 32 * (1 + int4) else 1 if int4 else 0
-    if weight.precision is Precision.FP8:
-        word = 0
+    word = word_of(weight, block_k)
     if word:
         x, x_sums = arranged(
             x, step=block_k, word=word, int4=int4, norm_weight=norm_weight, eps=eps, offset=offset

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from plimsoll_worker.kernels.batch import AttentionBatch
-from plimsoll_worker.kernels.matrix import OneMatrix, dequantized_rows
+from plimsoll_worker.kernels.matrix import OneMatrix, QuantizedMatrix, dequantized_rows, rows_of
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -50,6 +50,18 @@ def linear(x: Tensor, weight: OneMatrix, bias: Tensor | None = None) -> Tensor:
     out = x.new_empty(*x.shape[:-1], weight.outputs)
     for rows, part in dequantized_rows(weight, torch.promote_types(x.dtype, torch.float32)):
         out[..., rows] = functional.linear(x, part.to(x.dtype), None if bias is None else bias[rows])
+    return out
+
+
+def grouped_linear(x: Tensor, weight: QuantizedMatrix, last_rows: Tensor) -> Tensor:
+    """Only matrices that have rows are widened."""
+    outputs = weight.outputs // len(last_rows)
+    out, first = x.new_empty(len(x), outputs), 0
+    for index, last in enumerate(last_rows.tolist()):
+        if first < last:
+            matrix = rows_of(weight, index * outputs, (index + 1) * outputs)
+            out[first:last] = linear(x[first:last], matrix)
+        first = last
     return out
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from plimsoll_worker.config import Activation, ExpertsConfig, ModelConfig
 from plimsoll_worker.kernels import ops
-from plimsoll_worker.layers.linear import Linear
+from plimsoll_worker.layers.linear import Linear, Quantizable
 from plimsoll_worker.layers.rmsnorm import RMSNorm
-from plimsoll_worker.layers.waiting import waiting
+
+
+class ExpertMatrices(Quantizable):
+    """A matrix (outputs, inputs) of each expert of a layer: `weight` (experts, outputs, inputs)."""
 
 
 class ExpertWeights(nn.Module):
@@ -23,8 +25,9 @@ class ExpertWeights(nn.Module):
 
     def __init__(self, config: ModelConfig, experts: ExpertsConfig) -> None:
         super().__init__()
-        self.gate_up_proj = waiting(experts.count, 2 * experts.width, config.hidden_size)
-        self.down_proj = waiting(experts.count, config.hidden_size, experts.width)
+        self.count = experts.count
+        self.gate_up_proj = ExpertMatrices(experts.count, 2 * experts.width, config.hidden_size)
+        self.down_proj = ExpertMatrices(experts.count, config.hidden_size, experts.width)
 
 
 class SparseMLP(nn.Module):
@@ -45,9 +48,7 @@ class SparseMLP(nn.Module):
         shares, chosen = probabilities.topk(self.per_token, dim=-1)
         if self.normalized:
             shares = shares / shares.sum(dim=-1, keepdim=True)
-        return experts_mlp(
-            x, chosen, shares, self.experts.gate_up_proj, self.experts.down_proj, self.activation
-        )
+        return experts_mlp(x, chosen, shares, self.experts, self.activation)
 
     def add_to(self, residual: torch.Tensor, norm: RMSNorm, scale: float) -> torch.Tensor:
         """residual + scale * forward(residual), (tokens, hidden)."""
@@ -58,31 +59,25 @@ def experts_mlp(
     x: torch.Tensor,
     chosen: torch.Tensor,
     shares: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
+    experts: ExpertWeights,
     activation: Activation,
 ) -> torch.Tensor:
     """Sum over each token's experts of share times MLP.
 
-    x (tokens, hidden); chosen, shares (tokens, per_token); gate_up (experts, 2 * width, hidden); down
-    (experts, hidden, width) → (tokens, hidden), summed in FP32.
+    x (tokens, hidden); chosen, shares (tokens, per_token) → (tokens, hidden), summed in FP32.
     """
     tokens, per_token = chosen.shape
     order = chosen.flatten().argsort(stable=True)
     expert_of_row = chosen.flatten()[order]
     last_rows = torch.searchsorted(
-        expert_of_row, torch.arange(gate_up.shape[0], device=x.device), right=True
+        expert_of_row, torch.arange(experts.count, device=x.device), right=True
     ).to(torch.int32)
-    rows = x[order // per_token]
-    inner = ops.gated_activation(_grouped(rows, gate_up, last_rows), activation)
-    outputs = _grouped(inner, down, last_rows) * shares.flatten()[order][:, None]
+    inner = ops.grouped_linear(
+        x, experts.gate_up_proj.undivided, last_rows, places=order // per_token, gated=activation
+    )
+    outputs = ops.grouped_linear(inner, experts.down_proj.undivided, last_rows)
+    outputs = outputs * shares.flatten()[order][:, None]
     # Back in the tokens' order, then summed: adding in place would sum in whatever order threads arrive.
     back = torch.empty_like(outputs)
     back[order] = outputs
     return back.view(tokens, per_token, -1).sum(dim=1).to(x.dtype)
-
-
-def _grouped(rows: torch.Tensor, weights: torch.Tensor, last_rows: torch.Tensor) -> torch.Tensor:
-    """Rows of the e-th group (up to `last_rows[e]`) times the e-th of `weights` (experts, outputs, inputs),
-    transposed."""
-    return functional.grouped_mm(rows, weights.transpose(1, 2), offs=last_rows)

@@ -21,36 +21,54 @@ QUANTIZED_PARTS = ("numbers", "scales", "minimums")
 """Names of the tensors of a quantized matrix, of which not every form has minimums."""
 
 
-class Linear(nn.Module):
-    """x @ weightᵀ + bias; the weight is (outputs, inputs).
+class Quantizable(nn.Module):
+    """A weight that may be kept in fewer bits: its tensors are then registered as `numbers`, `scales` and
+    `minimums`, and there is no `weight`."""
 
-    A quantized matrix has its tensors registered as `numbers`, `scales` and `minimums`, and no `weight`. One
-    whose rows are kept in several ways has `parts`, each of which keeps some of them.
-    """
+    def __init__(self, *shape: int, sensitive: bool = False) -> None:
+        """shape: of the weight, (outputs, inputs), or (count, outputs, inputs) of several matrices."""
+        super().__init__()
+        self.sensitive = sensitive
+        self.rows = shape[-2]
+        """Of each matrix."""
+        self.weight: nn.Parameter | None = waiting(*shape)
+        self.quantized: QuantizedMatrix | None = None
+
+    @property
+    def undivided(self) -> OneMatrix:
+        """What it keeps. Of several matrices the quantized ones lie one below the other."""
+        if self.quantized is not None:
+            return self.quantized
+        assert self.weight is not None
+        return self.weight
+
+    def quantize(self, matrix: QuantizedMatrix) -> None:
+        """Keep `matrix` in place of the weight, and count its bytes as parameters."""
+        self.weight = None
+        self.quantized = matrix
+        for name in QUANTIZED_PARTS:
+            tensor = getattr(matrix, name)
+            if tensor is not None:
+                self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+
+
+class Linear(Quantizable):
+    """x @ weightᵀ + bias; the weight is (outputs, inputs). One whose rows are kept in several ways has
+    `parts`, each of which keeps some of them."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool, sensitive: bool = False) -> None:
         """sensitive: never quantized, because its errors do more than those of others: a router's decide
         which experts run, the head's go straight into the logits."""
-        super().__init__()
-        self.sensitive = sensitive
-        self.weight: nn.Parameter | None = waiting(outputs, inputs)
+        super().__init__(outputs, inputs, sensitive=sensitive)
         self.bias = waiting(outputs) if bias else None
-        self.quantized: QuantizedMatrix | None = None
         self.parts: Sequence[Linear] | None = None
 
     @property
     def matrix(self) -> Matrix:
         """What is multiplied with."""
         if self.parts is not None:
-            return StackedMatrix(tuple(part._undivided for part in self.parts))  # noqa: SLF001 - its own kind
-        return self._undivided
-
-    @property
-    def _undivided(self) -> OneMatrix:
-        if self.quantized is not None:
-            return self.quantized
-        assert self.weight is not None
-        return self.weight
+            return StackedMatrix(tuple(part.undivided for part in self.parts))
+        return self.undivided
 
     def divide(self, rows: Sequence[int]) -> None:
         """Keep so many rows after another in parts of their own, which wait for their weights."""
@@ -62,15 +80,6 @@ class Linear(nn.Module):
         self.weight = None
         for index, part in enumerate(self.parts):
             self.add_module(f"part{index}", part)
-
-    def quantize(self, matrix: QuantizedMatrix) -> None:
-        """Keep `matrix` in place of the weight, and count its bytes as parameters."""
-        self.weight = None
-        self.quantized = matrix
-        for name in QUANTIZED_PARTS:
-            tensor = getattr(matrix, name)
-            if tensor is not None:
-                self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, inputs) → (rows, outputs)."""

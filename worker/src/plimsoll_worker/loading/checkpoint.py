@@ -18,14 +18,19 @@ from plimsoll_worker.settings import LoadFormat
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some rows (the second to last dimension of a matrix, the only one of a vector) or some columns (the
-    last of a matrix) of a tensor, each from first to last (exclusive)."""
+    """Of a tensor some rows (the second to last dimension of a matrix, the only one of a vector) or some
+    columns (the last of a matrix), each from first to last (exclusive); of several matrices, one behind the
+    other in a tensor of three dimensions, every one's or one's."""
 
+    expert: int | None = None
+    """The matrix, of several; None: all of them."""
     rows: tuple[int, int] | None = None
     columns: tuple[int, int] | None = None
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """A view."""
+        if self.expert is not None:
+            tensor = tensor[self.expert]
         if self.rows is not None:
             tensor = tensor.narrow(max(0, tensor.ndim - 2), self.rows[0], self.rows[1] - self.rows[0])
         if self.columns is not None:

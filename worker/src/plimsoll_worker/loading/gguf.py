@@ -93,7 +93,10 @@ class GgufCheckpoint:
         stored, part = self._stored[name], part or Part()
         shape = self.file.tensors[stored].shape
         if len(shape) > 2:
-            target.copy_(part.of(self.file.read(stored)))
+            experts = range(shape[0]) if part.expert is None else [part.expert]
+            for place, expert in zip(target.view(-1, *target.shape[-2:]), experts, strict=True):
+                matrix = self.file.read(stored, (expert, expert + 1))[0]
+                place.copy_(Part(rows=part.rows, columns=part.columns).of(matrix))
             return
         height = self._config.head_dim if self._is_paired(stored) else 1
         first, last = part.rows or (0, shape[0])

@@ -12,11 +12,11 @@ from functools import cached_property
 
 import torch
 
-from plimsoll_worker.kernels.matrix import QuantizedMatrix
+from plimsoll_worker.kernels.matrix import QuantizedMatrix, rows_of
 from plimsoll_worker.launch import GGUF
 from plimsoll_worker.loading.gguf_file import GgufFile, GgufTensor
 from plimsoll_worker.loading.transfer import Extent, copy_extent
-from plimsoll_worker.quant.form import Form, columns_of, copy_matrix, rows_of
+from plimsoll_worker.quant.form import Form, columns_of, copy_matrix
 from plimsoll_worker.quant.ggml import unpack_blocks
 
 NUMBERS_AT_ONCE = 2**22

@@ -80,9 +80,8 @@ def shares(
 
 def _cut(piece: Piece, shape: torch.Size, config: ModelConfig, position: Position) -> Iterator[Piece]:
     """Matrices in front of a non-linearity are cut by rows, those behind it by columns."""
-    names = piece.parameter.split(".")
-    module = names[-2] if names[-1] in ("weight", "bias") else names[-1]
-    if module in ("o_proj", "down_proj") and names[-1] != "bias":
+    *_, module, leaf = piece.parameter.split(".")
+    if module in ("o_proj", "down_proj") and leaf != "bias":
         width = shape[-1] // position.ranks
         yield replace(piece, part=Part(columns=(position.rank * width, (position.rank + 1) * width)))
         return
@@ -127,17 +126,26 @@ def _pieces(name: str, shape: torch.Size, stored: set[str], config: ModelConfig)
     if name in stored:
         return [Piece(name, name)]
     stem, _, leaf = name.rpartition(".")
-    if leaf in ("weight", "bias"):
-        stem, dot, module = stem.rpartition(".")
-        return [
-            Piece(f"{stem}{dot}{part}.{leaf}", name, rows=rows)
-            for part, rows in _parts(module, shape[0], config)
-        ]
+    if len(shape) > 2:
+        return _of_experts(stem, name, shape, stored, config)
+    stem, dot, module = stem.rpartition(".")
+    return [
+        Piece(f"{stem}{dot}{part}.{leaf}", name, rows=rows) for part, rows in _parts(module, shape[0], config)
+    ]
+
+
+def _of_experts(
+    module: str, parameter: str, shape: torch.Size, stored: set[str], config: ModelConfig
+) -> list[Piece]:
+    """Of all experts' matrices, which checkpoints hold together, or their parts together, or one by one."""
+    if module in stored:
+        return [Piece(module, parameter)]
+    stem, _, leaf = module.rpartition(".")
     parts = _parts(leaf, shape[1], config)
     if f"{stem}.{parts[0][0]}" in stored:
-        return [Piece(f"{stem}.{part}", name, rows=rows) for part, rows in parts]
+        return [Piece(f"{stem}.{part}", parameter, rows=rows) for part, rows in parts]
     return [
-        Piece(f"{stem}.{expert}.{part}.weight", name, expert, rows)
+        Piece(f"{stem}.{expert}.{part}.weight", parameter, expert, rows)
         for expert in range(shape[0])
         for part, rows in parts
     ]

@@ -48,8 +48,11 @@ class RandomCheckpoint:
 
     def read(self, name: str, target: torch.Tensor, part: Part | None = None) -> None:
         """Matrices keep the size of what goes through them, so activations of any depth stay finite: normal
-        with a variance of 1 / inputs. Norms are 1, biases 0. A part is that of the whole tensor, which is
-        made for it."""
+        with a variance of 1 / inputs. Norms are 1, biases 0. A part is that of the whole tensor, or of the
+        whole matrix of an expert, which is made for it."""
+        if len(self._shapes[name]) > 2:
+            self._read_experts(name, target, part or Part())
+            return
         if part is not None:
             whole = torch.empty(self._shapes[name], dtype=target.dtype, device=target.device)
             self.read(name, whole)
@@ -58,8 +61,16 @@ class RandomCheckpoint:
         if target.ndim == 1:
             target.fill_(0.0 if name.endswith("bias") else 1.0 - self._config.norm_offset)
             return
-        generator = torch.Generator(target.device).manual_seed(zlib.crc32(name.encode()))
-        target.normal_(std=target.shape[-1] ** -0.5, generator=generator)
+        _fill(target, name)
+
+    def _read_experts(self, name: str, target: torch.Tensor, part: Part) -> None:
+        count, *shape = self._shapes[name]
+        experts = range(count) if part.expert is None else [part.expert]
+        cut = Part(rows=part.rows, columns=part.columns)
+        whole = torch.empty(shape, dtype=target.dtype, device=target.device)
+        for place, expert in zip(target.view(-1, *target.shape[-2:]), experts, strict=True):
+            _fill(whole, f"{name}.{expert}")
+            place.copy_(cut.of(whole))
 
     @property
     def stored(self) -> None:
@@ -74,3 +85,8 @@ class RandomCheckpoint:
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         return Tokenizer(backend=backend)
+
+
+def _fill(matrix: torch.Tensor, name: str) -> None:
+    generator = torch.Generator(matrix.device).manual_seed(zlib.crc32(name.encode()))
+    matrix.normal_(std=matrix.shape[-1] ** -0.5, generator=generator)

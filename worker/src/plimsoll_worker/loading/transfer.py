@@ -42,6 +42,11 @@ class Extent:
         shape = torch.Size((last - first, *self.shape[1:]))
         return Extent(self.path, self.offset + first * inner, self.dtype, shape)
 
+    def inner(self, index: int) -> Extent:
+        """One of the outer dimension, which it lacks."""
+        one = self.slice(index, index + 1)
+        return Extent(one.path, one.offset, one.dtype, one.shape[1:])
+
 
 def copy_extent(extent: Extent, target: torch.Tensor) -> None:
     """Fill `target`, of the extent's shape, converting to its type and device.
@@ -69,10 +74,11 @@ def copy_part(extent: Extent, part: Part, target: torch.Tensor) -> None:
 
     Raises ModelUnreadable as `copy_extent`.
     """
+    if part.expert is not None:
+        extent = extent.inner(part.expert)
     if len(extent.shape) > 2:
         for index in range(extent.shape[0]):
-            inner = extent.slice(index, index + 1)
-            copy_part(Extent(extent.path, inner.offset, extent.dtype, extent.shape[1:]), part, target[index])
+            copy_part(extent.inner(index), part, target[index])
         return
     if part.rows is not None:
         extent = extent.slice(*part.rows)

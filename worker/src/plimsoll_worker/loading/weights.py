@@ -8,6 +8,7 @@ time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,14 +18,14 @@ import torch
 from torch import nn
 
 from plimsoll_worker.errors import ModelUnreadable, ModelUnsupported
-from plimsoll_worker.kernels.matrix import OneMatrix, QuantizedMatrix
+from plimsoll_worker.kernels.matrix import OneMatrix, QuantizedMatrix, rows_of
 from plimsoll_worker.launch import Precision
-from plimsoll_worker.layers.linear import QUANTIZED_PARTS, Linear
+from plimsoll_worker.layers.linear import QUANTIZED_PARTS, Linear, Quantizable
 from plimsoll_worker.loading.checkpoint import Checkpoint, Part
 from plimsoll_worker.loading.placement import Piece, place, shares
 from plimsoll_worker.models.decoder import Decoder
 from plimsoll_worker.parallel.position import Position
-from plimsoll_worker.quant.form import Form, rows_of
+from plimsoll_worker.quant.form import Form
 from plimsoll_worker.quant.rounding import round_into
 from plimsoll_worker.quant.stored import StoredMatrices, staying
 
@@ -88,12 +89,14 @@ def load_model(
     return model.eval()
 
 
-def quantizable(model: Decoder) -> dict[str, Linear]:
+def quantizable(model: Decoder) -> dict[str, Quantizable]:
     """The matrices that may be kept in fewer bits, by the name of the module; parts of one by theirs."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, Linear) and not module.sensitive and module.parts is None
+        if isinstance(module, Quantizable)
+        and not module.sensitive
+        and not (isinstance(module, Linear) and module.parts)
     }
 
 
@@ -102,18 +105,24 @@ def _formed(
 ) -> tuple[tuple[Piece, ...], dict[str, Form]]:
     """The pieces, and what each module's matrix is kept in where that is not the precision of the
     computation. A matrix whose pieces are kept in several ways is divided, and they fill its parts."""
-    linears = quantizable(model)
+    matrices = quantizable(model)
     placed: list[Piece] = []
     forms: dict[str, Form] = {}
     for (module, leaf), group in groupby(pieces, lambda piece: tuple(piece.parameter.rsplit(".", 1))):
-        if module not in linears or leaf != "weight":
+        if module not in matrices or leaf != "weight":
             placed += (_unpacked(piece, stored) for piece in group)
             continue
         runs = [
             (form, list(run)) for form, run in groupby(group, lambda piece: _form(piece, stored, on_load))
         ]
+        matrix = matrices[module]
+        if not isinstance(matrix, Linear):
+            placed += _of_experts(matrix, module, runs)
+            if runs[0][0] is not None:
+                forms[module] = runs[0][0]
+            continue
         if len(runs) > 1:
-            linears[module].divide([_height(run) for _, run in runs])
+            matrix.divide([_height(run) for _, run in runs])
         for index, (form, run) in enumerate(runs):
             part = f"{module}.part{index}" if len(runs) > 1 else module
             placed += run if len(runs) == 1 else _moved(run, f"{part}.weight")
@@ -131,11 +140,30 @@ def _form(piece: Piece, stored: StoredMatrices | None, on_load: Form | None) -> 
     return form
 
 
+def _of_experts(
+    matrices: Quantizable, module: str, runs: Sequence[tuple[Form | None, list[Piece]]]
+) -> Iterator[Piece]:
+    """The pieces, each of one expert where they are quantized. Raises ModelUnsupported where a checkpoint
+    keeps some of them so and some otherwise."""
+    if len(runs) > 1:
+        raise ModelUnsupported(
+            f"{runs[1][1][0].name} is kept in another form than {runs[0][1][0].name}: this engine keeps all"
+            f" matrices of {module} alike; use the unquantized model"
+        )
+    ((form, pieces),) = runs
+    for piece in pieces:
+        if form is None or piece.expert is not None:
+            yield piece
+            continue
+        for expert in range(len(_waiting(matrices))):
+            yield replace(piece, expert=expert, part=replace(piece.part or Part(), expert=expert))
+
+
 def _unpacked(piece: Piece, stored: StoredMatrices | None) -> Piece:
     if stored and piece.name in stored.forms:
         raise ModelUnsupported(
-            f"{piece.name} is quantized: this engine keeps embedding, head, routers and experts in 16"
-            " bit; use the unquantized model"
+            f"{piece.name} is quantized: this engine keeps embedding, head and routers in 16 bit; use"
+            " the unquantized model"
         )
     return piece
 
@@ -159,16 +187,13 @@ def _moved(run: Sequence[Piece], parameter: str) -> Iterator[Piece]:
 def give_memory(model: Decoder, device: torch.device, dtype: torch.dtype, forms: Mapping[str, Form]) -> None:
     """Memory on `device` for every parameter of a model that has none: quantized for the modules that `forms`
     names, in `dtype` for all else. Raises ModelUnsupported before there is any."""
-    linears = quantizable(model)
+    matrices = quantizable(model)
     for name, form in forms.items():
-        weight = linears[name].weight
-        assert weight is not None
-        form.check(name, *weight.shape)
+        *count, outputs, inputs = _waiting(matrices[name])
+        form.check(name, outputs, inputs, count=math.prod(count))
     for name, form in forms.items():
-        weight = linears[name].weight
-        assert weight is not None
-        outputs, inputs = weight.shape
-        linears[name].quantize(form.make(outputs, inputs, dtype, device))
+        *count, outputs, inputs = _waiting(matrices[name])
+        matrices[name].quantize(form.make(math.prod(count) * outputs, inputs, dtype, device))
     held = {f"{name}.{part}" for name in forms for part in QUANTIZED_PARTS}
     for name, parameter in list(model.named_parameters()):
         if name not in held:
@@ -177,12 +202,20 @@ def give_memory(model: Decoder, device: torch.device, dtype: torch.dtype, forms:
             setattr(model.get_submodule(owner), leaf, nn.Parameter(memory, requires_grad=False))
 
 
+def _waiting(matrices: Quantizable) -> torch.Size:
+    """Shape of a weight that has no contents yet."""
+    assert matrices.weight is not None
+    return matrices.weight.shape
+
+
 def _region(model: Decoder, piece: Piece) -> OneMatrix:
     """Where the tensor goes: a view."""
     owner, _, leaf = piece.parameter.rpartition(".")
     module = model.get_submodule(owner)
-    if isinstance(module, Linear) and leaf == "weight" and module.quantized is not None:
-        return rows_of(module.quantized, *(piece.rows or (0, module.quantized.outputs)))
+    if isinstance(module, Quantizable) and leaf == "weight" and module.quantized is not None:
+        before = (piece.expert or 0) * module.rows
+        first, last = piece.rows or (0, module.rows)
+        return rows_of(module.quantized, before + first, before + last)
     return piece.region(model.get_parameter(piece.parameter))
 
 

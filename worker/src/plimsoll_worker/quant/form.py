@@ -44,12 +44,18 @@ class Form:
         block = GGUF_BLOCKS[kind]
         return cls(block.precision, group=block.group, scale=block.scale)
 
-    def check(self, name: str, outputs: int, inputs: int) -> None:
-        """Raise ModelUnsupported where a matrix of this size cannot be kept so."""
+    def check(self, name: str, outputs: int, inputs: int, *, count: int = 1) -> None:
+        """Raise ModelUnsupported where a matrix of this size, or `count` of them one below the other, cannot
+        be kept so."""
         if self.precision is Precision.INT4 and inputs % INT4_BLOCK:
             raise ModelUnsupported(
                 f"{name} is {outputs} x {inputs}: INT4 wants a multiple of "
                 f"{INT4_BLOCK} columns; INT8 takes any number"
+            )
+        if self.in_blocks and count > 1 and outputs % FP8_BLOCK:
+            raise ModelUnsupported(
+                f"{name} is {count} experts of {outputs} x {inputs}: they begin inside blocks of {FP8_BLOCK}"
+                " rows that share scales; use the unquantized model"
             )
 
     def check_cut(
@@ -97,19 +103,6 @@ class Form:
             kept = torch.float16 if self.scale is Precision.FP16 else dtype
             return (outputs, -(-inputs // self.group)), kept
         return (outputs,), torch.float32 if self.precision is Precision.FP8 else dtype
-
-
-def rows_of(matrix: QuantizedMatrix, first: int, last: int) -> QuantizedMatrix:
-    """Rows first (inclusive) to last (exclusive): a view. Of a block-scaled matrix whole blocks, but that the
-    last may be cut short by the matrix's own end."""
-    across = FP8_BLOCK if matrix.block_scaled else 1
-    assert first % across == 0, f"row {first} lies inside a block of scales"
-    return replace(
-        matrix,
-        numbers=matrix.numbers[first:last],
-        scales=matrix.scales[first // across : -(-last // across)],
-        minimums=None if matrix.minimums is None else matrix.minimums[first:last],
-    )
 
 
 def columns_of(matrix: QuantizedMatrix, first: int, last: int) -> QuantizedMatrix:

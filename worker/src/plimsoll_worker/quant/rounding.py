@@ -10,10 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plimsoll_worker.kernels.matrix import QuantizedMatrix, pack_int4
+from plimsoll_worker.kernels.matrix import QuantizedMatrix, pack_int4, rows_of
 from plimsoll_worker.kernels.reference import FP8_MAX
 from plimsoll_worker.launch import Precision
-from plimsoll_worker.quant.form import rows_of
 
 ELEMENTS_AT_ONCE = 2**21
 """Of a block of rows: 8 MiB in FP32, and INT4 holds six such blocks while it searches."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from plimsoll_worker.errors import ModelUnreadable, ModelUnsupported
-from plimsoll_worker.kernels.matrix import QuantizedMatrix
-from plimsoll_worker.quant.form import Form, columns_of, copy_matrix, rows_of
+from plimsoll_worker.kernels.matrix import QuantizedMatrix, rows_of
+from plimsoll_worker.quant.form import Form, columns_of, copy_matrix
 
 Shapes = Mapping[str, torch.Size]
 Tensors = Mapping[str, Tensor]

@@ -107,7 +107,7 @@ def scheme_for(checkpoint: Checkpoint, precision: Precision, group: int) -> Sche
         return Scheme(precision)
     with torch.device("meta"):
         linears = quantizable(Decoder(checkpoint.config))
-    widths = {linear.matrix.shape[1] for linear in linears.values()}
+    widths = {linear.undivided.shape[1] for linear in linears.values()}
     for columns in range(group // INT4_BLOCK * INT4_BLOCK, 0, -INT4_BLOCK):
         if all(width % columns == 0 for width in widths):
             return Scheme(precision, columns)

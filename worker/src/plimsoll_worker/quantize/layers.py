@@ -79,9 +79,9 @@ class Given(TorchFunctionMode):
     def __init__(self, model: Decoder) -> None:
         super().__init__()
         linears = quantizable(model)
-        self._names = {linear.matrix.data_ptr(): name for name, linear in linears.items()}  # type: ignore[union-attr]
+        self._names = {linear.undivided.data_ptr(): name for name, linear in linears.items()}  # type: ignore[union-attr]
         self.moments = {
-            name: torch.zeros(linear.matrix.shape[1], linear.matrix.shape[1], device=model.device)
+            name: torch.zeros(linear.undivided.shape[1], linear.undivided.shape[1], device=model.device)
             for name, linear in linears.items()
         }
 
