@@ -67,7 +67,7 @@ class OperatorProcess:
     def ready(self) -> bool:
         """Whether every feed is synced."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics}/readyz", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics}/readyz", timeout=10) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 import yaml
 from dev.cluster.description import Cluster
 from dev.hub.server import HubServer, serve
@@ -16,8 +18,10 @@ from dev.image import ensure_images
 from kubernetes import client
 from tests.cluster.lifecycle.operator_process import REPOSITORY, Operator
 from tests.cluster.telling import tells_what_follows
+from tests.conftest import _wait_for
 
 from plimsoll.api.v1alpha1 import API_VERSION, GROUP, KIND, PLURAL, VERSION
+from plimsoll.api.v1alpha1.profile import PROFILE_PLURAL
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WIDE_MODEL = "meta-llama/Llama-3.1-405B-Instruct"
@@ -25,7 +29,7 @@ WIDE_MODEL = "meta-llama/Llama-3.1-405B-Instruct"
 
 @pytest.fixture(scope="session")
 def installed(kube: Any) -> None:
-    """The CRD, as it is in crds/."""
+    """The CRDs, as they are in crds/, and served: the API server says 404 until it has read them."""
     crds = client.ApiextensionsV1Api(kube)
     for path in sorted((REPOSITORY / "crds").glob("*.yaml")):
         body = yaml.safe_load(path.read_text())
@@ -36,6 +40,17 @@ def installed(kube: Any) -> None:
             force=True,
             _content_type="application/apply-patch+yaml",
         )
+    _wait_for(lambda: serves_our_kinds(kube), 30, "the kinds of our CRDs are served")
+
+
+def serves_our_kinds(kube: Any) -> bool:
+    """Whether the API server answers for what the CRDs describe."""
+    custom = client.CustomObjectsApi(kube)
+    with contextlib.suppress(client.ApiException, urllib3.exceptions.HTTPError):
+        for plural in (PLURAL, PROFILE_PLURAL):
+            custom.list_cluster_custom_object(GROUP, VERSION, plural, _request_timeout=5)
+        return True
+    return False
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +175,16 @@ class Namespace:
         return found
 
     def wait_ready(self, name: str, *, seconds: float = 120) -> None:
-        self.wait_condition(name, "Ready", "True", seconds=seconds)
+        """Of the newest generation: what the one before it was told says nothing of a change."""
+
+        def holds() -> bool:
+            found = self.get(name)
+            told = {one["type"]: one for one in found.get("status", {}).get("conditions") or ()}
+            ready = told.get("Ready", {})
+            newest = bool(found["metadata"]["generation"] == ready.get("observedGeneration"))
+            return newest and bool(ready["status"] == "True")
+
+        self._wait_for(holds, seconds, f"{self.name}/{name} is ready", lambda: self.get(name))
 
     def pods(self, component: str = "plimsoll-worker", name: str = "") -> list[Any]:
         selector = f"app.kubernetes.io/name={component}"
@@ -169,6 +193,29 @@ class Namespace:
 
     def pod_uids(self) -> dict[str, str]:
         return {pod.metadata.name: pod.metadata.uid for pod in self.pods()}
+
+    def limit(self, name: str, hard: dict[str, str]) -> None:
+        """A ResourceQuota that leaves no room for a pod with a GPU, in force: the API server keeps to it only
+        when a controller has counted what there is."""
+        self.core.create_namespaced_resource_quota(
+            self.name, {"metadata": {"name": name}, "spec": {"hard": hard}}
+        )
+        resources = {"limits": {"nvidia.com/gpu": "1"}}
+        container = {"name": "c", "image": "none", "resources": resources}
+        pod = {"metadata": {"name": "too-much"}, "spec": {"containers": [container]}}
+
+        def kept() -> bool:
+            try:
+                self.core.create_namespaced_pod(self.name, pod, dry_run="All")
+            except client.ApiException as error:
+                return "exceeded quota" in str(error.body)
+            return False
+
+        self._wait_for(kept, 30, f"quota {name} is kept to")
+
+    def revisions(self) -> list[str]:
+        found = self.apps.list_namespaced_controller_revision(self.name).items
+        return [revision.metadata.name for revision in found]
 
     def leftovers(self) -> list[str]:
         """What the operator made and is still there."""

@@ -130,7 +130,7 @@ def test_devices_are_planned_claimed_and_freed(
     assert _held(kube, models.name) == [(node, "gpu-0"), (node, "gpu-1")]
     models.delete("second")
     wait_for(lambda: not _held(kube, models.name), 60, "all devices are free")
-    assert [gpu["free"] for gpu in inventory(node)] == [2]
+    wait_for(lambda: [gpu["free"] for gpu in inventory(node)] == [2], 30, "the inventory tells it")
     templates = client.ResourceV1Api(kube).list_namespaced_resource_claim_template
     wait_for(lambda: not templates(models.name).items, 60, "no template is left")
 
@@ -194,6 +194,7 @@ def test_a_device_that_a_stranger_holds_is_not_planned(
     wait_for(lambda: _held(kube, models.name), 30, "the stranger holds the device")
     models.apply("small", small())
     models.wait_condition("small", "Planned", "False", "InsufficientGPUs")
+    operator.wait_rounds()
     assert not models.pods()
     models.core.delete_namespaced_pod("stranger", models.name, grace_period_seconds=0)
     models.wait_ready("small")

@@ -14,13 +14,15 @@ from tests.cluster.conftest import H100
 from tests.cluster.lifecycle.conftest import Namespace, small
 from tests.cluster.lifecycle.operator_process import Operator
 from tests.cluster.lifecycle.promises import PromiseWatch
+from tests.conftest import SLACK
 
-from plimsoll.cluster.leader import NAME
+from plimsoll.cluster.leader import LEASE_SECONDS, NAME, RETRY_SECONDS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.node]
 
 WRITES = "plimsoll_api_writes_total"
 TAKEOVER_SECONDS = 20.0
+"""On a machine with nothing else to do; `wait_for` gives a busy one more."""
 
 
 def writes(operator: Operator) -> float:
@@ -66,7 +68,9 @@ def test_a_killed_leader_is_replaced_within_twenty_seconds_and_no_pod_notices(
         renewed = lease(kube).renew_time
         models.apply("second", small())
         wait_for(lambda: leads(standby), TAKEOVER_SECONDS, "the other copy leads", standby.tail)
-        assert (lease(kube).acquire_time - renewed).total_seconds() < TAKEOVER_SECONDS
+        took = (lease(kube).acquire_time - renewed).total_seconds()
+        assert took < TAKEOVER_SECONDS * SLACK
+        assert LEASE_SECONDS + RETRY_SECONDS < TAKEOVER_SECONDS, "what it takes where each copy gets its turn"
         models.wait_ready("second")
         assert standby.metric("plimsoll_takeovers_total") == 1
         assert before.items() <= models.pod_uids().items()
@@ -108,7 +112,7 @@ def test_a_leader_that_hung_between_plan_and_pod_writes_nothing_when_it_goes_on(
         wait_for(lambda: not leads(leader), 30, "the first copy notices", leader.tail)
         models.apply("second", small())
         models.wait_ready("second")
-        assert leads(standby)
+        wait_for(lambda: leads(standby), 30, "the other copy leads still", standby.tail)
         # A renewal that it had begun may go out, and is refused: the Lease has another version by now.
         written = [(one.method, one.path) for one in proxy.writes[sent:] if "/leases/" not in one.path]
         assert written == [], "it noticed before it wrote"

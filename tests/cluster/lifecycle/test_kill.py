@@ -12,7 +12,7 @@ from dev.cluster.description import Cluster
 from tests.cluster.api_proxy import ApiProxy, Request
 from tests.cluster.conftest import L4
 from tests.cluster.lifecycle.conftest import Namespace, small
-from tests.cluster.lifecycle.operator_process import ROUNDS, Operator
+from tests.cluster.lifecycle.operator_process import Operator
 from tests.cluster.lifecycle.promises import PromiseWatch
 from tests.cluster.thorough import first_of
 
@@ -80,7 +80,7 @@ def test_killed_at_any_write_the_end_is_the_same(
         # The status is written before the Service, so a pod that is ready at once may be told first.
         wait_for(lambda: services() == ["small"], 30, "the Service is there", services)
         wait_for(lambda: not models.pods("plimsoll-inspect"), 30, "no inspect pod is left")
-        assert len(models.apps.list_namespaced_controller_revision(models.name).items) == 1
+        assert len(models.revisions()) == 1
         assert promises.seen
         assert promises.violations == []
 
@@ -98,7 +98,7 @@ def test_killed_when_ready_and_started_again_no_pod_is_touched(
     before = [(pod.metadata.name, pod.metadata.uid, pod.metadata.resource_version) for pod in models.pods()]
     first.kill()
     second = start_operator()
-    wait_for(lambda: second.metric(ROUNDS) >= 2, 30, "the new operator has planned twice")
+    second.wait_rounds()
     after = [(pod.metadata.name, pod.metadata.uid, pod.metadata.resource_version) for pod in models.pods()]
     assert after == before
     assert models.condition("small", "Ready")["status"] == "True"
@@ -121,7 +121,7 @@ def test_a_new_default_image_touches_no_pod(
     assert first.stop() == 0
     settings["worker_image"] = "worker:2"
     second = start_operator()
-    wait_for(lambda: second.metric(ROUNDS) >= 2, 30, "the new operator has planned twice")
+    second.wait_rounds()
     assert models.pod_uids() == before
 
 
@@ -154,6 +154,7 @@ def test_more_deployments_than_gpus_never_overbook_one(
             lambda: len(ready(left)) == 2, 60, "a third takes the freed GPU", lambda: sorted(ready(left))
         )
         [waiting] = left - ready(left)
-        assert models.condition(waiting, "Planned")["reason"].startswith("Insufficient")
+        told = models.wait_condition(waiting, "Planned", "False")
+        assert told["reason"].startswith("Insufficient")
         assert promises.seen
         assert promises.violations == []

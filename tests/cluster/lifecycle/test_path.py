@@ -9,7 +9,7 @@ import pytest
 from dev.cluster.nodes import NodePool
 from kubernetes import client
 from tests.cluster.conftest import L4
-from tests.cluster.lifecycle.conftest import WIDE_MODEL, Namespace, small
+from tests.cluster.lifecycle.conftest import WIDE_MODEL, Namespace, revision_of, small
 from tests.cluster.lifecycle.operator_process import Operator
 
 pytestmark = [pytest.mark.cluster, pytest.mark.node]
@@ -39,7 +39,7 @@ def test_six_lines_become_ready(
     }
     assert ports == {"http": 8000}
     models.wait_condition("small", "Verified", "Unknown", "ReportUnreachable")
-    assert operator.page("/healthz", health=True)[0] == 200
+    wait_for(lambda: operator.page("/healthz", health=True)[0] == 200, 30, "it says that it lives")
 
 
 def test_scale_goes_through_the_scale_subresource_and_keeps_what_runs(
@@ -72,6 +72,7 @@ def test_nothing_fits_is_told_with_bytes_and_starts_nothing(
     told = models.wait_condition("wide", "Planned", "False")
     assert "GiB" in told["message"]
     assert models.condition("wide", "Ready")["status"] == "False"
+    operator.wait_rounds()
     assert not models.pods()
 
 
@@ -123,18 +124,23 @@ def test_a_spec_change_replaces_the_pods(
         )
 
     wait_for(replaced, 60, "the new revision serves", lambda: models.get("small"))
-    [pod] = models.pods()
-    assert pod.metadata.name.startswith(models.status("small")["currentRevision"])
-    revisions = models.apps.list_namespaced_controller_revision(models.name).items
-    assert [found.metadata.name for found in revisions] == [models.status("small")["currentRevision"]]
+    models.wait_ready("small")
+    current = models.status("small")["currentRevision"]
+    # A pod takes a moment to end, and old revisions are deleted while the operator goes on.
+    wait_for(
+        lambda: [revision_of(name) for name in models.pod_uids()] == [current],
+        30,
+        "the new revision has the only pod",
+        models.pod_uids,
+    )
+    wait_for(lambda: models.revisions() == [current], 30, "the old revision is gone", models.revisions)
 
 
 def test_a_refused_pod_is_told_in_the_servers_words_until_it_is_let_in(
-    models: Namespace, fake_nodes: Callable[..., list[str]], operator: Operator, kube: Any
+    models: Namespace, fake_nodes: Callable[..., list[str]], operator: Operator
 ) -> None:
     fake_nodes(ONE_L4)
-    quota = {"metadata": {"name": "gpus"}, "spec": {"hard": {"requests.nvidia.com/gpu": "0"}}}
-    models.core.create_namespaced_resource_quota(models.name, quota)
+    models.limit("gpus", {"requests.nvidia.com/gpu": "0"})
     models.apply("small", small())
     told = models.wait_condition("small", "Scheduled", "False", "PodRefused")
     assert "exceeded quota: gpus" in told["message"]
@@ -158,9 +164,13 @@ def test_a_pod_deleted_by_hand_comes_back(
         30,
         "a new pod is there",
     )
-    models.wait_ready("small")
     assert fresh.metadata.labels["plimsoll.dev/attempt"] == "1"
-    assert models.status("small")["replicaStatuses"][0]["attempt"] == 1
+
+    def told() -> list[tuple[int, bool]]:
+        return [(one["attempt"], one["ready"]) for one in models.status("small")["replicaStatuses"]]
+
+    wait_for(lambda: told() == [(1, True)], 30, "the new pod answers", told)
+    models.wait_ready("small")
 
 
 def test_a_pod_the_scheduler_refuses_moves_to_another_node(
@@ -203,12 +213,19 @@ def test_priority_decides_who_gets_the_last_gpu(
     start_operator: Callable[..., Operator],
     kube: Any,
 ) -> None:
+    """Both are planned in the same round: their models are known before there is anything to place."""
     fake_nodes(ONE_L4)
     scheduling = client.SchedulingV1Api(kube)
     scheduling.create_priority_class({"metadata": {"name": f"{models.name}-high"[:63]}, "value": 1000})
     try:
-        models.apply("low", small())
-        models.apply("high", small(placement={"priorityClassName": f"{models.name}-high"[:63]}))
+        models.apply("low", small(replicas=0))
+        models.apply("high", small(replicas=0, placement={"priorityClassName": f"{models.name}-high"[:63]}))
+        first = start_operator()
+        for name in ("low", "high"):
+            models.wait_condition(name, "ModelResolved", "True")
+        first.kill()
+        for name in ("low", "high"):
+            models.scale(name, 1)
         start_operator()
         models.wait_ready("high")
         told = models.wait_condition("low", "Planned", "False")

@@ -57,7 +57,7 @@ def test_killed_at_any_write_a_roll_out_ends_the_same(
         victim = start_operator(proxy.kubeconfig)
         models.apply("small", small(replicas=2, rollout={"drainSeconds": 0}))
         models.wait_ready("small")
-        wait_for(lambda: len(models.pods()) == 2, 30, "two replicas are there")
+        wait_for(lambda: len(watch.answering) == 2, 30, "the watch sees two replicas answer")
         before = models.status("small")["currentRevision"]
         killed: list[Request] = []
 
@@ -74,5 +74,8 @@ def test_killed_at_any_write_a_roll_out_ends_the_same(
         start_operator()
         wait_for(lambda: rolled_out(models, 2, before), 120, "rolled out", lambda: models.get("small"))
         models.wait_ready("small")
+        wait_for(
+            lambda: watch.answering == set(models.pod_uids().values()), 30, "the watch has seen all of it"
+        )
         assert watch.fewest >= fewest
         assert watch.violations == []

@@ -28,11 +28,13 @@ class Answering(PromiseWatch):
     def __init__(self, kube: Any, namespace: str) -> None:
         super().__init__(kube)
         self._namespace = namespace
-        self._ready: set[str] = set()
+        self.answering: set[str] = set()
+        """UIDs of those that answer."""
         self.fewest = -1
 
     def begin(self) -> None:
-        self.fewest = len(self._ready)
+        """When the watch has seen all of them answer: it comes later than the status."""
+        self.fewest = len(self.answering)
 
     def pod_seen(self, event: str, pod: Any) -> None:
         meta = pod["metadata"]
@@ -41,11 +43,11 @@ class Answering(PromiseWatch):
         conditions = pod.get("status", {}).get("conditions") or []
         ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
         if ready and event != "DELETED" and not meta.get("deletionTimestamp"):
-            self._ready.add(meta["uid"])
+            self.answering.add(meta["uid"])
         else:
-            self._ready.discard(meta["uid"])
+            self.answering.discard(meta["uid"])
         if self.fewest >= 0:
-            self.fewest = min(self.fewest, len(self._ready))
+            self.fewest = min(self.fewest, len(self.answering))
 
 
 def rolled_out(models: Namespace, replicas: int, before: str) -> bool:
@@ -77,20 +79,19 @@ def test_a_roll_out_serves_as_much_as_the_room_allows(
     with Answering(kube, models.name) as watch:
         models.apply("small", small(replicas=2, rollout={"drainSeconds": 0}))
         models.wait_ready("small")
-        wait_for(lambda: len(models.pods()) == 2, 30, "two replicas are there")
+        wait_for(lambda: len(watch.answering) == 2, 30, "the watch sees two replicas answer")
         before = models.status("small")["currentRevision"]
         watch.begin()
         models.patch("small", CHANGE)
         wait_for(lambda: rolled_out(models, 2, before), 120, "rolled out", lambda: models.get("small"))
         models.wait_ready("small")
+        wait_for(
+            lambda: watch.answering == set(models.pod_uids().values()), 30, "the watch has seen all of it"
+        )
         assert watch.fewest >= fewest
         assert watch.violations == []
     models.wait_events("small", manner)
-    wait_for(
-        lambda: len(models.apps.list_namespaced_controller_revision(models.name).items) == 1,
-        30,
-        "the old revision is gone",
-    )
+    wait_for(lambda: len(models.revisions()) == 1, 30, "the old revision is gone", models.revisions)
 
 
 def test_a_new_revision_that_cannot_start_leaves_the_old_one_serving_and_is_told_late(
@@ -103,17 +104,11 @@ def test_a_new_revision_that_cannot_start_leaves_the_old_one_serving_and_is_told
     models.apply("small", small(rollout={"drainSeconds": 0}))
     models.wait_ready("small")
     before = models.pod_uids()
-    # A rule that only the scheduler knows keeps the new pod pending.
-    models.patch(
-        "small", {"placement": {"nodeSelector": {}}, "rollout": {"progressDeadlineSeconds": 3}} | CHANGE
-    )
-    quota = {"metadata": {"name": "pods"}, "spec": {"hard": {"pods": "0"}}}
-    models.core.create_namespaced_resource_quota(models.name, quota)
-    models.core.delete_collection_namespaced_pod(
-        models.name, label_selector=f"plimsoll.dev/revision!={next(iter(map(revision_of, before)))}"
-    )
+    models.limit("pods", {"pods": "0"})
+    models.patch("small", {"rollout": {"progressDeadlineSeconds": 3}} | CHANGE)
     told = models.wait_condition("small", "Scheduled", "False", "PodRefused")
     assert "exceeded quota" in told["message"]
+    operator.wait_rounds()
     assert before.items() <= models.pod_uids().items()
     assert models.condition("small", "Available")["status"] == "True"
     models.core.delete_namespaced_resource_quota("pods", models.name)
@@ -181,7 +176,9 @@ def test_a_drain_is_honoured_one_replica_at_a_time(
     wait_for: Callable[..., Any],
     kube: Any,
 ) -> None:
-    fake_nodes(TWO_L4, NodePool("spare", "NVIDIA-L4", 1, 1, 23034, "8.9", "16", "64Gi", "350Gi", 58))
+    """The free node is cordoned until the second eviction was refused: else a replica that came back
+    meanwhile would rightly allow it."""
+    nodes = fake_nodes(TWO_L4, NodePool("spare", "NVIDIA-L4", 1, 1, 23034, "8.9", "16", "64Gi", "350Gi", 58))
     models.apply("small", small(replicas=2, rollout={"drainSeconds": 0}))
     models.wait_ready("small")
     policy = client.PolicyV1Api(kube)
@@ -192,7 +189,9 @@ def test_a_drain_is_honoured_one_replica_at_a_time(
 
     wait_for(allowed, 30, "the budget allows one eviction")
     first, second = models.pods()
-    models.core.patch_node(first.spec.node_name, {"spec": {"unschedulable": True}})
+    [free] = set(nodes) - {first.spec.node_name, second.spec.node_name}
+    for node in (first.spec.node_name, free):
+        models.core.patch_node(node, {"spec": {"unschedulable": True}})
     eviction = {"metadata": {"name": first.metadata.name}}
     models.core.create_namespaced_pod_eviction(first.metadata.name, models.name, eviction)
     with pytest.raises(client.ApiException) as refused:
@@ -200,15 +199,20 @@ def test_a_drain_is_honoured_one_replica_at_a_time(
             second.metadata.name, models.name, {"metadata": {"name": second.metadata.name}}
         )
     assert refused.value.status == 429
+    models.core.patch_node(free, {"spec": {"unschedulable": False}})
     wait_for(
         lambda: (
-            sorted(models.pod_uids().values()) != sorted([first.metadata.uid, second.metadata.uid])
-            and models.status("small")["readyReplicas"] == 2
+            sorted(pod.spec.node_name or "" for pod in models.pods()) == sorted([free, second.spec.node_name])
         ),
         60,
-        "the drained replica answers elsewhere",
+        "the drained replica is elsewhere",
         lambda: models.get("small"),
     )
-    assert first.spec.node_name not in {pod.spec.node_name for pod in models.pods()}
     assert second.metadata.uid in models.pod_uids().values()
+
+    def told() -> list[bool]:
+        return [one["ready"] for one in models.status("small")["replicaStatuses"]]
+
+    wait_for(lambda: told() == [True, True], 30, "both replicas answer", lambda: models.get("small"))
+    models.wait_ready("small")
     assert all(status["restarts"] == 0 for status in models.status("small")["replicaStatuses"])

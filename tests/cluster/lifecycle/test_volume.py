@@ -60,6 +60,7 @@ def test_a_missing_claim_is_told_and_waited_for(
     models.apply("small", on_volume())
     told = models.wait_condition("small", "ModelResolved", "False", "VolumeNotFound")
     assert CLAIM in told["message"]
+    operator.wait_rounds()
     assert not models.leftovers()
     place_model(folder)
     provide(folder)
@@ -106,4 +107,5 @@ def test_nothing_holds_the_model_is_told_with_bytes(
     models.apply("big", on_volume(workload={"maxContextTokens": 8192, "maxConcurrentSequences": 1024}))
     told = models.wait_condition("big", "Planned", "False", "InsufficientMemory")
     assert "GiB" in told["message"]
+    operator.wait_rounds()
     assert not models.pods()
