@@ -4,6 +4,7 @@ wakes."""
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -205,6 +206,16 @@ def test_a_recreated_resource_is_not_deleted_by_the_old_ones_event() -> None:
     assert replicas(state) is None
 
 
+def test_a_recreated_resource_is_not_replaced_by_what_is_still_told_of_the_old_one() -> None:
+    state = ClusterState(on_change=lambda: None)
+    state.resources.replace([resource(9, uid="new", replicas=2)], "9")
+    state.resources.apply("MODIFIED", resource(7, uid="old"))
+    state.resources.apply("DELETED", resource(8, uid="old"))
+    assert replicas(state) == 2
+    state.resources.apply("ADDED", resource(10, uid="newest", replicas=3))
+    assert replicas(state) == 3
+
+
 @pytest.mark.parametrize(
     ("status", "reason", "kind"),
     [
@@ -267,7 +278,34 @@ class Streamed(Kube):
 
     @contextlib.contextmanager
     def _open(self, *_: Any, **__: Any) -> Iterator[Any]:
-        yield SimpleNamespace(stream=lambda _size: iter(self.chunks))
+        yield SimpleNamespace(stream=lambda _size: iter(self.chunks), data=b"".join(self.chunks))
+
+
+def test_an_answer_that_is_no_json_is_asked_for_again() -> None:
+    with pytest.raises(Unavailable, match="no JSON: <html>"):
+        Streamed(b"<html>").get(NODES, None, "a")
+
+
+@pytest.mark.parametrize(("status", "streams"), [(422, False), (400, False), (401, True), (403, True)])
+def test_only_a_server_that_cannot_stream_lists_is_never_asked_to_again(
+    status: int, *, streams: bool
+) -> None:
+    asked: list[str] = []
+
+    class Refusing(Kube):
+        @contextlib.contextmanager
+        def _open(self, _method: str, _path: str, query: Any, *_: Any, **__: Any) -> Iterator[Any]:
+            asked.append("stream" if "watch" in query else "chunk")
+            if asked == ["stream"]:
+                raise error_of(status, b"")
+            page = {"items": [], "metadata": {"resourceVersion": "9"}}
+            yield SimpleNamespace(stream=lambda _size: iter([LAST]), data=json.dumps(page).encode())
+
+    kube = Refusing(cast(ApiClient, None))
+    with contextlib.suppress(Refused):
+        kube.list(NODES)
+    assert kube.list(NODES) == ([], "9")
+    assert asked[-1] == ("stream" if streams else "chunk")
 
 
 ONE = b'{"type": "ADDED", "object": {"metadata": {"name": "a", "resourceVersion": "7"}}}\n'

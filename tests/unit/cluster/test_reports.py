@@ -15,7 +15,14 @@ from tests.unit.cluster.world import World, gpu_node
 from plimsoll.api.v1alpha1 import PlanStatus
 from plimsoll.cluster.observed import ReportAnswer
 from plimsoll.cluster.own_pods import OwnPod, own_pod
-from plimsoll.cluster.reports import BYTES, FIRST_RETRY_SECONDS, REFRESH_SECONDS, Reports, read_report
+from plimsoll.cluster.reports import (
+    BYTES,
+    FIRST_RETRY_SECONDS,
+    LONGEST_RETRY_SECONDS,
+    REFRESH_SECONDS,
+    Reports,
+    read_report,
+)
 from plimsoll.cluster.verification import mismatch
 from plimsoll_worker.launch import (
     CAPABILITIES,
@@ -288,6 +295,17 @@ def drip(request: BaseHTTPRequestHandler) -> None:
         return
 
 
+def drip_headers(request: BaseHTTPRequestHandler) -> None:
+    try:
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+        while True:
+            request.wfile.write(b"x")
+            request.wfile.flush()
+            threading.Event().wait(0.05)
+    except OSError:
+        return
+
+
 def test_a_report_over_http(plan: PlanStatus) -> None:
     with worker(reply(report(plan).to_json().encode())) as port:
         assert read_report("127.0.0.1", port=port).report == report(plan)
@@ -301,6 +319,7 @@ def test_a_report_over_http(plan: PlanStatus) -> None:
         pytest.param(reply(b'{"version": "v1", "planId": 7}'), "is no report", id="nonsense"),
         pytest.param(reply(b" " * (BYTES + 1)), f"larger than {BYTES} bytes", id="huge"),
         pytest.param(drip, "took longer than 0.3 s", id="endless"),
+        pytest.param(drip_headers, "took longer than 0.3 s", id="endless headers"),
     ],
 )
 def test_what_is_no_report_becomes_a_sentence(
@@ -369,4 +388,37 @@ def test_a_pod_is_asked_once_again_after_a_pause_and_after_a_restart(pod: OwnPod
 
     reports.ask([])
     assert not reports.answers()
+    reports.close()
+
+
+def test_a_pod_that_waits_for_its_turn_is_not_asked_for_a_second_time(pod: OwnPod) -> None:
+    now, reading, answered = [0.0], threading.Event(), threading.Semaphore(0)
+    asked = Asked(ReportAnswer(None, "refused"))
+
+    def read(address: str) -> ReportAnswer:
+        reading.wait(10)
+        return asked.read(address)
+
+    reports = Reports(answered.release, read=read, monotonic=lambda: now[0])
+    for _ in range(5):
+        now[0] += LONGEST_RETRY_SECONDS
+        reports.ask([pod])
+    assert reports.next_due() is None, "nobody needs a round before it has answered"
+    reading.set()
+    assert answered.acquire(timeout=10)
+    reports.close()
+    assert asked.count == 1
+
+
+def test_a_reading_that_breaks_becomes_a_sentence_and_is_tried_again(pod: OwnPod) -> None:
+    answered = threading.Semaphore(0)
+
+    def read(address: str) -> ReportAnswer:
+        raise RuntimeError("a fault of ours")
+
+    reports = Reports(answered.release, read=read, monotonic=lambda: 0.0)
+    reports.ask([pod])
+    assert answered.acquire(timeout=10)
+    assert "a fault of ours" in reports.answers()[pod.uid].problem
+    assert reports.next_due() == FIRST_RETRY_SECONDS
     reports.close()

@@ -60,6 +60,15 @@ def test_without_a_report_kubernetes_tells_what_it_knows() -> None:
     assert stages(started(report=False)) == {"Scheduled": 1000, "ImagePulled": 3000, "Ready": 6000}
 
 
+def test_a_restarted_operator_that_has_read_nobody_yet_writes_nothing() -> None:
+    world = started(report=True)
+    reports = dict(world.reports)
+    world.restart()
+    for known in ({}, reports):
+        world.reports = known
+        assert world.step() == 0
+
+
 def test_a_restart_in_place_changes_nothing_and_the_times_outlive_the_pod() -> None:
     world = started(report=False)
     before = stages(world)

@@ -86,6 +86,9 @@ class Recorder:
             except api.KubeError as error:
                 # Posted by an earlier try whose answer was lost, or its namespace is going.
                 log.info("event %s is not posted: %s", body["reason"], error.message)
+            except Exception:
+                # The thread has others to post.
+                log.exception("event %s is not posted", body["reason"])
 
     def _next(self) -> tuple[float, dict[str, Any]] | None:
         with self._changed:

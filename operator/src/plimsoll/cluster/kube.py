@@ -211,6 +211,8 @@ class Kube:
             try:
                 yield from self._stream(kind, namespace, selector)
             except Refused as error:
+                if error.status in (401, 403):
+                    raise  # it says nothing of streams
                 log.info("lists come in chunks: %s", error.message)
                 self._streams = False
             else:
@@ -340,8 +342,13 @@ class Kube:
         with self._open(
             method, path, query or {}, body, content_type, read_seconds=self._read_seconds
         ) as response:
-            answer: Object = json.loads(response.data)
-            return answer
+            text = response.data
+        try:
+            answer: Object = json.loads(text)
+        except ValueError as error:
+            told = text[:300].decode(errors="replace")
+            raise Unavailable(f"the API server's answer is no JSON: {told}") from error
+        return answer
 
     @contextlib.contextmanager
     def _open(

@@ -131,6 +131,22 @@ class Observed:
         clean = {"restarts": 0, "given_up": False, "next_retry_time": None, "last_failure": None}
         return [status.model_copy(update=clean) for status in told]
 
+    def is_told(self, pod: OwnPod) -> bool:
+        """Whether status says of this very run of a worker that it answers. What an earlier process had read
+        of it was told in the same write, and need not be read again to stand."""
+        which = pod.revision, pod.replica, pod.attempt
+        restarts = sum(
+            one.container.restarts
+            for one in self.worker_pods
+            if (one.revision, one.replica, one.attempt) == which and not one.terminating
+        )
+        return any(
+            (one.revision, one.replica, one.attempt) == which
+            and one.ready
+            and one.container_restarts == restarts
+            for one in self.resource.status.replica_statuses
+        )
+
     @property
     def exclusions(self) -> Sequence[Exclusion]:
         """Those that hold now."""

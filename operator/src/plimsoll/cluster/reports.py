@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import http.client
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -32,11 +34,33 @@ REFRESH_SECONDS = 300.0
 THREADS = 4
 
 
+class _Hurried(socket.socket):
+    """Reads until a deadline. A time-out alone begins anew with each byte, so who sends a header a byte at a
+    time would hold a thread for ever."""
+
+    def __init__(self, connected: socket.socket, seconds: float) -> None:
+        super().__init__(fileno=connected.detach())
+        self.settimeout(seconds)
+        self._seconds, self._deadline = seconds, time.monotonic() + seconds
+
+    def recv_into(self, *args: Any) -> int:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"took longer than {self._seconds:g} s")
+        self.settimeout(left)
+        try:
+            return super().recv_into(*args)
+        except TimeoutError:
+            raise TimeoutError(f"took longer than {self._seconds:g} s") from None
+
+
 def read_report(address: str, *, port: int = ADMIN_PORT, seconds: float = SECONDS) -> ReportAnswer:
-    """The report of the worker at `address`, or why there is none."""
-    deadline = time.monotonic() + seconds
+    """The report of the worker at `address`, or why there is none. Takes `seconds` to connect and as long to
+    read, at most."""
     connection = http.client.HTTPConnection(address, port, timeout=seconds)
     try:
+        connection.connect()
+        connection.sock = _Hurried(connection.sock, seconds)
         connection.request("GET", "/report", headers={"Accept": "application/json"})
         response = connection.getresponse()
         if response.status != 200:
@@ -46,8 +70,6 @@ def read_report(address: str, *, port: int = ADMIN_PORT, seconds: float = SECOND
             body += chunk
             if len(body) > BYTES:
                 return ReportAnswer(None, f"/report on port {port} is larger than {BYTES} bytes")
-            if time.monotonic() > deadline:
-                return ReportAnswer(None, f"/report on port {port} took longer than {seconds:g} s")
         return ReportAnswer(Report.model_validate_json(body))
     except ValidationError as error:
         return ReportAnswer(None, f"/report on port {port} is no report: {sentence(error, 'report')}")
@@ -81,6 +103,9 @@ class Reports:
         self._lock = threading.Lock()
         self._answers: dict[str, ReportAnswer] = {}
         self._asked: dict[str, Asked] = {}
+        self._living: frozenset[str] = frozenset()
+        self._under_way: set[str] = set()
+        """Pods that are being asked, or wait for their turn: none of them waits twice."""
 
     def answers(self) -> Mapping[str, ReportAnswer]:
         with self._lock:
@@ -94,26 +119,31 @@ class Reports:
             living = {pod.uid: pod for pod in pods}
             self._answers = {uid: answer for uid, answer in self._answers.items() if uid in living}
             self._asked = {uid: asked for uid, asked in self._asked.items() if uid in living}
+            self._living = frozenset(living)
             due = [pod for pod in living.values() if self._is_due(pod, now)]
-            for pod in due:
-                failures = asked.failures if (asked := self._asked.get(pod.uid)) else 0
-                # Not again while this one is on its way.
-                self._asked[pod.uid] = Asked(now + LONGEST_RETRY_SECONDS, failures, pod.container.restarts)
+            self._under_way.update(pod.uid for pod in due)
         for pod in due:
             self._pool.submit(self._fetch, pod)
 
     def _is_due(self, pod: OwnPod, now: float) -> bool:
+        if pod.uid in self._under_way:
+            return False
         asked = self._asked.get(pod.uid)
         return asked is None or now >= asked.again_at or asked.restarts != pod.container.restarts
 
     def _fetch(self, pod: OwnPod) -> None:
-        answer = self._read(pod.address)
+        try:
+            answer = self._read(pod.address)
+        except Exception as error:
+            log.exception("report of pod %s/%s", pod.namespace, pod.name)
+            answer = ReportAnswer(None, f"/report cannot be read: {type(error).__name__}: {error}")
         now = self._monotonic()
         with self._lock:
-            asked = self._asked.get(pod.uid)
-            if asked is None:
+            self._under_way.discard(pod.uid)
+            if pod.uid not in self._living:
                 return
-            failures = 0 if answer.report else asked.failures + 1
+            asked = self._asked.get(pod.uid)
+            failures = 0 if answer.report else 1 + (asked.failures if asked else 0)
             pause = min(FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 10), LONGEST_RETRY_SECONDS)
             again = now + (REFRESH_SECONDS if answer.report else pause)
             self._asked[pod.uid] = Asked(again, failures, pod.container.restarts)
@@ -126,7 +156,8 @@ class Reports:
     def next_due(self) -> float | None:
         """When the next pod wants to be asked again, on the monotonic clock."""
         with self._lock:
-            return min((asked.again_at for asked in self._asked.values()), default=None)
+            waiting = (asked for uid, asked in self._asked.items() if uid not in self._under_way)
+            return min((asked.again_at for asked in waiting), default=None)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -16,7 +16,8 @@ from plimsoll_worker.launch import StartupTime as WorkerTime
 
 
 def startup(observed: Observed, plan: PlanStatus | None) -> list[StartupTime]:
-    """Of the youngest replica of the plan; what was told before, while none has come since. A container that
+    """Of the youngest replica of the plan; what was told before, while none has come since, or it
+    has not been read since the operator started. A container that
     restarted in place has no image to wait for, so its pod tells nothing new."""
     fresh = [
         pod
@@ -31,6 +32,8 @@ def startup(observed: Observed, plan: PlanStatus | None) -> list[StartupTime]:
         return list(observed.resource.status.startup)
     youngest = max(fresh, key=lambda pod: (pod.ready_since, pod.name))
     answer = observed.reports.get(youngest.uid)
+    if answer is None and observed.is_told(youngest):
+        return list(observed.resource.status.startup)
     return _stages(youngest, answer.report if answer else None)
 
 

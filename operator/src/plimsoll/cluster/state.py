@@ -117,17 +117,15 @@ class Resources(View[Resource]):
     def apply(self, event: str, obj: Object) -> None:
         with self._lock:
             known = self._entries.get(key_of(obj))
-            if known and known.uid == obj["metadata"]["uid"]:
-                if event != "DELETED" and not is_newer(
-                    obj["metadata"]["resourceVersion"], known.resource_version
-                ):
+            meta = obj["metadata"]
+            if event == "DELETED":
+                if known is None or known.uid != meta["uid"]:
                     return
-            elif event == "DELETED":
-                return
-            if event != "DELETED":
-                self._entries[key_of(obj)] = Resource.parse(obj, known)
-            elif known:
                 del self._entries[known.key]
+            elif known and not is_newer(meta["resourceVersion"], known.resource_version):
+                return  # also of an older one that had the name
+            else:
+                self._entries[key_of(obj)] = Resource.parse(obj, known)
         self._on_change()
 
     def replace(self, objects: Iterable[Object], version: str | None = None) -> None:

@@ -55,22 +55,8 @@ def _found_before(observed: Observed, plan: PlanStatus | None) -> Condition | No
     silent = [pod for pod in _ready(observed, plan) if pod.uid not in observed.reports]
     if known is None or known.reason == AWAITING_REPORT.reason or plan is None or not silent:
         return None
-    told = status.update_revision == plan.revision and all(_is_told(pod, observed) for pod in silent)
+    told = status.update_revision == plan.revision and all(map(observed.is_told, silent))
     return known if told else None
-
-
-def _is_told(pod: OwnPod, observed: Observed) -> bool:
-    """Whether status says of this very run that it answers: Verified was told of it in the same write."""
-    which = pod.revision, pod.replica, pod.attempt
-    restarts = sum(
-        one.container.restarts
-        for one in observed.worker_pods
-        if (one.revision, one.replica, one.attempt) == which and not one.terminating
-    )
-    return any(
-        (one.revision, one.replica, one.attempt) == which and one.ready and one.container_restarts == restarts
-        for one in observed.resource.status.replica_statuses
-    )
 
 
 def _awaited(silent: Sequence[OwnPod], ready: int) -> str:
