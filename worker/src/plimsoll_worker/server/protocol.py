@@ -15,6 +15,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from plimsoll_worker.server.structure import Choice, ClientModel, ResponseFormat, ToolCall, Tools
 
 MAX_STOP_STRINGS = 4
+MAX_BIAS = 100
+MAX_DIGITS = 18
+"""Of a token id in text."""
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
 
@@ -57,8 +60,17 @@ def _as_list(value: Any) -> Any:
 
 def _by_token(bias: dict[str, float]) -> dict[str, float]:
     for token in bias:
-        if not (token.isascii() and token.isdigit()):
-            raise ValueError(f"found the key {token!r}, expected token ids")
+        if not (token.isascii() and token.isdigit() and len(token) <= MAX_DIGITS):
+            raise ValueError(f"found the key {token[:MAX_DIGITS]!r}, expected token ids")
+    return bias
+
+
+def _first_that_is_no_number(bias: Any) -> Any:
+    """As for lists: one error is enough."""
+    if isinstance(bias, dict):
+        for token, added in bias.items():
+            if type(added) not in (int, float) or not -MAX_BIAS <= added <= MAX_BIAS:
+                return {token: added}
     return bias
 
 
@@ -73,8 +85,14 @@ def _text_or_ids(value: Any) -> Any:
 StopStrings = Annotated[
     list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOP_STRINGS), BeforeValidator(_as_list)
 ]
-LogitBias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], AfterValidator(_by_token)]
+LogitBias = Annotated[
+    dict[str, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]],
+    BeforeValidator(_first_that_is_no_number),
+    AfterValidator(_by_token),
+]
 TokenId = Annotated[int, Field(ge=0)]
+Ids = Annotated[list[int], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
@@ -98,7 +116,7 @@ class GenerationRequest(ClientModel):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     """The second of n answers takes the next seed, and so on."""
     stop: StopStrings | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True)] | None = None
     ignore_eos: bool = False
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
     """Lower goes first."""
@@ -149,9 +167,9 @@ class Message(ClientModel):
     """One turn of a chat."""
 
     role: str
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     """With the role assistant: what it called."""
     tool_call_id: str | None = None
     """With the role tool: the call whose outcome the content is."""
@@ -193,10 +211,13 @@ class Message(ClientModel):
         }
 
 
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+
+
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
@@ -212,6 +233,14 @@ class ChatRequest(GenerationRequest):
     @property
     def top_logprobs_asked(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        """max_tokens is the old name of max_completion_tokens."""
+        old, new = self.max_tokens, self.max_completion_tokens
+        if old is not None and new is not None and old != new:
+            raise ValueError(f"max_tokens is {old} and max_completion_tokens is {new}; send one of them")
+        return self
 
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> Self:
@@ -235,7 +264,9 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    prompt: Annotated[str | list[int] | list[str] | list[list[int]], BeforeValidator(_text_or_ids)]
+    prompt: Annotated[
+        str | Ids | Texts | Annotated[list[Ids], Field(fail_fast=True)], BeforeValidator(_text_or_ids)
+    ]
     echo: bool = False
     """The answer begins with the prompt."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
@@ -258,7 +289,7 @@ class TokenizeRequest(ClientModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool = True
 
     @model_validator(mode="after")

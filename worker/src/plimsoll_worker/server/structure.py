@@ -13,9 +13,25 @@ MAX_TOOLS = 128
 
 
 class ClientModel(BaseModel):
-    """Unknown fields are refused, and so are NaN and infinity."""
+    """Unknown fields are refused, and so are NaN and infinity.
+
+    A client is told the first of its errors, so no more are looked for: pydantic gathers a kilobyte for each,
+    and a body has room for millions. Lists have `fail_fast` for the same reason.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_one_unknown(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        others = {name for name in data if name not in known}
+        if len(others) > 1:
+            others.remove(next(name for name in data if name in others))
+            return {name: value for name, value in data.items() if name not in others}
+        return data
 
 
 class JsonSchema(ClientModel):
