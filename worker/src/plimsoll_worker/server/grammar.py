@@ -19,9 +19,9 @@ MAX_PLACES = 500
 """Parts of a schema that are tried by themselves to find the one that is wrong."""
 
 WHITESPACE = r" |\n[ \t]{0,20}"
-"""Where JSON may have any, once at each place (llguidance, docs/json_schema.md): a blank, or a new line with its
-indentation, which is what models learn to write. Any amount is what a model at a loss writes until its tokens
-are used up; none at all is what few models have seen. The rule is llama.cpp's (grammars/json.gbnf)."""
+"""Where JSON may have any, once at each place (llguidance, docs/json_schema.md): a blank, or a new line with
+its indentation, which is what models learn to write. Any amount is what a model at a loss writes until its
+tokens are used up; none at all is what few models have seen. The rule is llama.cpp's (grammars/json.gbnf)."""
 
 Json = dict[str, Any]
 Schema = Mapping[str, Any] | bool
