@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,26 @@ def test_an_answer_that_ends_within_a_character_says_so(tokenizer: Tokenizer) ->
     ids = tokenizer.encode("\U0001f9ff")
     assert len(ids) > 1
     assert "".join(pieces(tokenizer, [], ids[:-1])).endswith("\ufffd")
+
+
+class Decoding(Tokenizer):
+    """Keeps the most tokens that it decoded at once."""
+
+    most = 0
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        type(self).most = max(self.most, len(ids))
+        return super().decode(ids, skip_special_tokens=skip_special_tokens)
+
+
+@pytest.mark.parametrize("said", ["\ufffd", "<|im_end|>"], ids=["signs of what is no character", "no text"])
+def test_what_does_not_become_text_is_not_read_again_and_again(said: str, tokenizer: Tokenizer) -> None:
+    decoding = Decoding(backend=tokenizer.backend)
+    (token,) = tokenizer.encode(said)
+    emoji = tokenizer.encode(" \U0001f9ff Hi")
+    ids = [token] * 200 + emoji
+    assert "".join(pieces(decoding, tokenizer.encode("Prompt:"), ids)) == tokenizer.decode(ids)
+    assert decoding.most < 40
 
 
 STOPS = st.lists(st.text("ab!", min_size=1, max_size=4), max_size=4)

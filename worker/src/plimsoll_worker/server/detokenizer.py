@@ -11,6 +11,10 @@ LEAD_IN = 6
 """Prompt tokens decoded along with the answer's first, so that its leading blank comes out as in the whole
 text."""
 
+MOST_HELD = 8
+"""Tokens that may wait for those that make a character of them: it has four bytes at the most. A model that
+goes on with what is no character, or no text, would have all of it decoded again at every token."""
+
 REPLACEMENT = "\ufffd"
 
 
@@ -46,7 +50,12 @@ class Detokenizer:
     def _news(self, *, final: bool) -> str:
         before = self._tokenizer.decode(self._tokens[self._window : self._told])
         after = self._tokenizer.decode(self._tokens[self._window :])
-        if len(after) <= len(before) or (after.endswith(REPLACEMENT) and not final):
+        overdue = len(self._tokens) - self._told > MOST_HELD
+        if len(after) <= len(before):
+            if overdue:
+                del self._tokens[self._told :]
+            return ""
+        if after.endswith(REPLACEMENT) and not (final or overdue):
             return ""
         self._window, self._told = self._told, len(self._tokens)
         return after[len(before) :]
