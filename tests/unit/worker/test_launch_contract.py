@@ -92,6 +92,17 @@ def test_predicted_bytes_add_up() -> None:
     assert isinstance(launch.predicted, PredictedMemory)
 
 
+@pytest.mark.parametrize("letter", ["x", "\N{SNOWMAN}", "\N{EXTRATERRESTRIAL ALIEN}", "\x1b"])
+def test_a_long_reason_is_cut_so_that_the_kubelet_keeps_it_whole(letter: str, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.touch()
+    ExitReason(reason=ExitCode.ENGINE_FAILED, message=letter * 5000).write(path)
+    assert path.stat().st_size <= TERMINATION_MESSAGE_BYTES
+    found = ExitReason.parse(path.read_text(encoding="utf-8"))
+    assert found is not None
+    assert found.message.startswith(letter * 300)
+
+
 def test_a_termination_message_survives_the_kubelets_cut(tmp_path: Path) -> None:
     path = tmp_path / "termination-log"
     path.touch()

@@ -45,9 +45,10 @@ class ExitReason(Wire):
     def write(self, path: Path = TERMINATION_MESSAGE_PATH) -> None:
         """Write the message, shortened so that the kubelet keeps it whole; a missing path (no kubelet) is
         no error."""
-        text = self.to_json()
-        if len(text.encode()) > TERMINATION_MESSAGE_BYTES:
-            text = self.model_copy(update={"message": self.message[:800] + " …"}).to_json()
+        text, kept = self.to_json(), 800
+        while len(text.encode()) > TERMINATION_MESSAGE_BYTES:
+            text = self.model_copy(update={"message": self.message[:kept] + " …"}).to_json()
+            kept //= 2  # a letter takes up to six bytes of JSON
         if path.exists():
             path.write_text(text, encoding="utf-8")
 
