@@ -19,6 +19,9 @@ from typing import Any, TypeVar
 
 # Triton decides when it is first imported, by whomever, whether its kernels are compiled or interpreted.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# Halves of a test run share the cores. Threads that wait for each other at every product, each for a core,
+# took more than twice as long as one thread does; workers under test inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import psutil
 import pytest
