@@ -71,3 +71,13 @@ def test_two_lengths_that_differ_are_refused() -> None:
     ((_, message),) = faults(ChatRequest, {**SAYS_HI, "max_tokens": 5, "max_completion_tokens": 6})
     assert "max_tokens is 5 and max_completion_tokens is 6; send one of them" in message
     ChatRequest.model_validate({**SAYS_HI, "max_tokens": 5, "max_completion_tokens": 5})
+
+
+def test_what_is_dropped_or_neutral_hides_no_other_field() -> None:
+    body = {**PROMPT, "user": "me", "store": True, "suffix": "", "best_of": 5, "x": 1, "y": 2}
+    ((_, message),) = faults(CompletionRequest, body)
+    assert "best_of is not supported at this endpoint" in message
+    assert faults(CompletionRequest, {**body, "best_of": 1})[0][0] == "x"
+    assert faults(ChatRequest, {**SAYS_HI, "user": "me", "functions": [{}], "x": 1})[0][1].startswith(
+        "Value error, functions is not supported"
+    )
