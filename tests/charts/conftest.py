@@ -12,6 +12,7 @@ import pytest
 import yaml
 from dev.cluster.binaries import binary
 from dev.cluster.description import Cluster
+from tests.conftest import SLACK
 
 CHARTS = Path(__file__).parents[2] / "charts"
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -24,7 +25,7 @@ def _run(program: str, arguments: tuple[str, ...], stdin: str, environment: dict
         capture_output=True,
         text=True,
         env=environment,
-        timeout=300,
+        timeout=300 * SLACK,
     )
 
 

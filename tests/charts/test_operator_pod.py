@@ -10,12 +10,13 @@ from dev.cluster.description import Cluster
 from dev.image import ensure_images
 from kubernetes import client
 from tests.charts.conftest import CHARTS, Run
+from tests.conftest import SLACK
 
 from plimsoll.api.v1alpha1 import API_VERSION, GROUP, KIND, PLURAL, VERSION
 
 pytestmark = [pytest.mark.cluster, pytest.mark.node]
 
-INSTALL = ("upgrade", "--install", "--wait", "--timeout=180s")
+INSTALL = ("upgrade", "--install", "--wait", f"--timeout={180 * SLACK}s")
 TAGS = ("--set=image.operator.tag=dev", "--set=image.worker.tag=dev")
 
 
@@ -72,14 +73,19 @@ def test_the_operator_works_as_installed(
 
 
 def test_a_changed_value_replaces_the_pod_and_never_runs_two(
-    operator: str, in_cluster: Run, kube: client.ApiClient, namespace: str
+    operator: str, in_cluster: Run, kube: client.ApiClient, namespace: str, wait_for: Callable[..., Any]
 ) -> None:
     core = client.CoreV1Api(kube)
     [before] = operator_pods(core, namespace)
     changed = (*TAGS, "--set=logLevel=DEBUG")
     in_cluster("helm", *INSTALL, "plimsoll", str(CHARTS / "plimsoll"), "-n", namespace, *changed)
-    [after] = operator_pods(core, namespace)
-    assert after.metadata.uid != before.metadata.uid
+
+    def uids() -> list[str]:
+        return [pod.metadata.uid for pod in operator_pods(core, namespace)]
+
+    # Helm waits for the new pod, and not until the old one goes.
+    wait_for(lambda: len(uids()) == 1, 60, "one pod is left", uids)
+    assert uids() != [before.metadata.uid]
 
 
 def operator_pods(core: client.CoreV1Api, namespace: str) -> list[Any]:

@@ -14,6 +14,7 @@ import yaml
 from dev.cluster.binaries import binary
 from dev.cluster.description import Cluster
 from kubernetes import client
+from tests.conftest import SLACK, _wait_for
 from tests.unit.api.refused import ACCEPTED, HUB, REFUSED, Refused
 
 from plimsoll.api.v1alpha1 import API_VERSION, GROUP, KIND, PLURAL, VERSION, LLMDeploymentSpec
@@ -23,12 +24,13 @@ pytestmark = pytest.mark.cluster
 REPOSITORY = Path(__file__).parents[2]
 SAMPLES = sorted((REPOSITORY / "samples").glob("*.yaml"))
 Kubectl = Callable[..., str]
+KUBECTL_SECONDS = 60 * SLACK
 
 
 def run_kubectl(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "KUBECONFIG": str(cluster.kubeconfig)}
     command = [str(binary("kubectl")), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=KUBECTL_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +46,15 @@ def kubectl(cluster: Cluster) -> Kubectl:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def installed(kubectl: Kubectl) -> None:
+def installed(cluster: Cluster, kubectl: Kubectl) -> None:
+    """The CRDs; the API server tells what it serves of them a moment after they are established."""
     kubectl("apply", "--server-side", "--force-conflicts", "-f", str(REPOSITORY / "crds"))
-    kubectl("wait", "--for=condition=Established", f"crd/{PLURAL}.{GROUP}", "--timeout=30s")
+    kubectl("wait", "--for=condition=Established", f"crd/{PLURAL}.{GROUP}", f"--timeout={30 * SLACK}s")
+    _wait_for(
+        lambda: run_kubectl(cluster, "get", "plimsoll", "--all-namespaces").returncode == 0,
+        30,
+        "kubectl finds our kinds",
+    )
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from dev.cluster.nodes import DEMO, NodePool, cycle, expand, load_pools
 from dev.cluster.paths import ClusterPaths
 from dev.cluster.processes import MARK, ProcessTable
 from kubernetes import client
+from tests.conftest import SLACK
 
 pytestmark = pytest.mark.cluster
 
@@ -172,14 +173,14 @@ def test_a_program_that_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pyte
         binary("minikube")
 
 
-def test_an_ended_process_is_named_with_the_end_of_its_log(wait_for: Callable[..., Any]) -> None:
+def test_an_ended_process_is_named_with_the_end_of_its_log() -> None:
     table = ProcessTable(ClusterPaths(f"test-{os.getpid()}-table"))
     try:
         table.start("talker", [sys.executable, "-c", "raise SystemExit('port 1 is taken')"])
         with pytest.raises(
             ProcessError, match=r"(?s)talker ended before it was ready; .*talker.log.*port 1 is taken"
         ):
-            table.wait_ready("talker", lambda: False, 20)
+            table.wait_ready("talker", lambda: False, 20 * SLACK)
     finally:
         lifecycle.down(f"test-{os.getpid()}-table")
 
@@ -262,7 +263,7 @@ def test_down_leaves_nothing_behind_and_may_be_repeated() -> None:
     name = f"test-{os.getpid()}-down"
     before = machine()
     with up_in_a_process(name) as up:
-        assert up.wait(120) == 0
+        assert up.wait(120 * SLACK) == 0
     try:
         assert traces(name) != nothing()
         assert all(lifecycle.running(name).values())
@@ -292,7 +293,7 @@ def test_an_interrupted_up_clears_up_after_itself(wait_for: Callable[..., Any]) 
     with up_in_a_process(name) as up:
         wait_for((ClusterPaths(name).pids / "etcd.json").exists, 60, "etcd is started")
         up.send_signal(signal.SIGTERM)
-        assert up.wait(30) == 130
+        assert up.wait(30 * SLACK) == 130
     found = traces(name)
     lifecycle.down(name)  # the logs are kept for whoever wants to know; they go now
     assert {**found, "files": False} == nothing()

@@ -90,8 +90,7 @@ def test_no_request_fails_while_workers_and_operators_are_replaced(
     first = operators()
     name = scene.apply("smollm2-pvc.yaml")
     scene.wait_ready(name)
-    service = scene.core.read_namespaced_service(name, scene.namespace).spec
-    clients = Clients(f"http://{service.cluster_ip}:{service.ports[0].port}/v1", name)
+    clients = Clients(scene.reached(name), name)
 
     def served_more() -> None:
         """Each client got some answers more from here on."""

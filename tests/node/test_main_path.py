@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import yaml
@@ -23,6 +24,7 @@ from dev.image import ensure_images
 from kubernetes import client
 from tests.cluster.api_proxy import ApiProxy, Request
 from tests.cluster.operator_process import OperatorProcess
+from tests.conftest import SLACK
 
 from plimsoll.api.v1alpha1 import GROUP, PLURAL, VERSION
 from plimsoll.inventory.quantity import at_least
@@ -132,17 +134,32 @@ class Scene:
         return self._wait_for(fn, seconds, what, lambda: self.get(name))
 
     def wait_ready(self, name: str) -> None:
-        self.wait(lambda: self.condition(name, "Ready")["status"] == "True", f"{name} is Ready", name)
+        """Of the newest generation."""
+
+        def holds() -> bool:
+            newest, ready = self.get(name)["metadata"]["generation"], self.condition(name, "Ready")
+            return bool(ready["status"] == "True" and ready["observedGeneration"] == newest)
+
+        self.wait(holds, f"{name} is Ready", name)
+
+    def reached(self, name: str) -> str:
+        """The URL of the Service, which leads to a worker: the node learns of endpoints later than the
+        operator of a pod that is ready."""
+        service = self.core.read_namespaced_service(name, self.namespace).spec
+        url = f"http://{service.cluster_ip}:{service.ports[0].port}/v1"
+
+        def answers() -> bool:
+            try:
+                return httpx.get(f"{url}/models", timeout=5).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        self.wait(answers, f"the Service of {name} leads to a worker", name, 30)
+        return url
 
     def complete(self, name: str) -> str:
         """A streamed greedy completion through the Service."""
-        service = self.core.read_namespaced_service(name, self.namespace).spec
-        api = openai.OpenAI(
-            base_url=f"http://{service.cluster_ip}:{service.ports[0].port}/v1",
-            api_key="none",
-            timeout=60,
-            max_retries=3,
-        )
+        api = openai.OpenAI(base_url=self.reached(name), api_key="none", timeout=60 * SLACK, max_retries=3)
         stream = api.completions.create(model=name, prompt=PROMPT, max_tokens=12, temperature=0, stream=True)
         return "".join(chunk.choices[0].text for chunk in stream if chunk.choices)
 
@@ -340,6 +357,7 @@ def test_a_kill_between_two_writes_loses_and_doubles_nothing(
     scene.wait_ready(name)
     check_answer(answers, moment, scene.complete(name))
     assert len(scene.workers(name)) == 1
+    scene.wait(lambda: scene.census.workers, "the census has seen a worker", name, 30)
     assert len(scene.census.workers) == 1
     assert not scene.census.faults
     check_promises(kube)

@@ -20,6 +20,7 @@ from dev.cluster.paths import REPOSITORY
 from dev.image import containerd, images
 from dev.image.layers import Entry, Image, Layer
 from kubernetes import client
+from tests.conftest import SLACK
 
 from plimsoll_worker.kernels.shipped import SHIPPED_ENV
 
@@ -58,7 +59,7 @@ def run_in(cluster: Cluster, namespace: str) -> Callable[..., str]:
         kubectl = [str(binary("kubectl")), f"--kubeconfig={cluster.kubeconfig}", f"--namespace={namespace}"]
         command = [*kubectl, "exec", pod, "--", "python", "-c", code]
         answer = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=30
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=30 * SLACK
         )
         return answer.stdout
 
@@ -75,11 +76,17 @@ def serve_by_name(kube: Any, namespace: str) -> str:
 
 
 def test_a_restricted_pod_runs_logs_and_takes_commands(
-    kube: Any, namespace: str, real_node: str, python_pod: Callable[..., Any], run_in: Callable[..., str]
+    kube: Any,
+    namespace: str,
+    real_node: str,
+    python_pod: Callable[..., Any],
+    run_in: Callable[..., str],
+    wait_for: Callable[..., Any],
 ) -> None:
     pod = python_pod("web", SERVE)
     assert pod.spec.node_name == real_node
-    assert client.CoreV1Api(kube).read_namespaced_pod_log("web", namespace) == "serving\n"
+    log = client.CoreV1Api(kube).read_namespaced_pod_log
+    assert wait_for(lambda: log("web", namespace), 15, "the pod's log is there") == "serving\n"
     assert run_in("web", "import os; print(os.getuid())") == "65532\n"
     assert "Read-only file system" in run_in("web", "open('/etc/x', 'w')")
 
@@ -96,14 +103,19 @@ def test_a_service_is_reached_by_name_from_a_pod_and_by_address_from_the_host(
 
     def from_host() -> bytes:
         try:
-            with urllib.request.urlopen(f"http://{address}", timeout=1) as answer:
+            with urllib.request.urlopen(f"http://{address}", timeout=5) as answer:
                 return bytes(answer.read())
         except OSError:
             return b""
 
     assert wait_for(from_host, 15, "the host reaches the Service") == b"hello from a pod"
     code = f"import urllib.request as u; print(u.urlopen('http://web.{namespace}.svc.cluster.local').read())"
-    assert run_in("web", code) == "b'hello from a pod'\n"
+    wait_for(
+        lambda: run_in("web", code) == "b'hello from a pod'\n",
+        15,
+        "a pod reaches the Service by name",
+        lambda: run_in("web", code),
+    )
 
 
 def test_pods_find_each_other_by_the_names_of_a_headless_service(
@@ -121,10 +133,15 @@ def test_pods_find_each_other_by_the_names_of_a_headless_service(
 
 
 def test_a_pod_talks_to_the_api_server_as_its_service_account(
-    namespace: str, python_pod: Callable[..., Any], run_in: Callable[..., str]
+    namespace: str, python_pod: Callable[..., Any], run_in: Callable[..., str], wait_for: Callable[..., Any]
 ) -> None:
     python_pod("web", SERVE)
-    assert run_in("web", ASK_THE_API) == f"system:serviceaccount:{namespace}:default\n"
+    wait_for(
+        lambda: run_in("web", ASK_THE_API) == f"system:serviceaccount:{namespace}:default\n",
+        15,
+        "the API server says who asks",
+        lambda: run_in("web", ASK_THE_API),
+    )
 
 
 def test_a_claim_on_a_local_volume_is_mounted(
@@ -177,7 +194,7 @@ def test_a_pod_that_takes_too_much_memory_is_killed_for_it(
     core = client.CoreV1Api(kube)
     address = core.read_namespaced_pod("web", namespace).status.pod_ip
     with pytest.raises(OSError, match=r"closed|reset|disconnected"):
-        urllib.request.urlopen(f"http://{address}:8000/eat", timeout=20)
+        urllib.request.urlopen(f"http://{address}:8000/eat", timeout=20 * SLACK)
 
     def reason() -> str:
         [status] = core.read_namespaced_pod("web", namespace).status.container_statuses

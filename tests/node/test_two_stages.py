@@ -12,6 +12,7 @@ from dev.cluster.binaries import binary
 from dev.cluster.description import Cluster
 from kubernetes import client
 from tests.cluster.operator_process import OperatorProcess
+from tests.conftest import SLACK
 from tests.node.test_main_path import Scene, images, operators, scene
 
 __all__ = ["images", "operators", "scene"]
@@ -96,5 +97,8 @@ def end_server(cluster: Cluster, namespace: str, pod: str) -> None:
     """Nothing inside a container can kill its first process; that one ends when its server does."""
     kubectl = [str(binary("kubectl")), f"--kubeconfig={cluster.kubeconfig}", f"--namespace={namespace}"]
     subprocess.run(
-        [*kubectl, "exec", pod, "--", "python", "-c", END_SERVER], check=True, capture_output=True, timeout=60
+        [*kubectl, "exec", pod, "--", "python", "-c", END_SERVER],
+        check=True,
+        capture_output=True,
+        timeout=60 * SLACK,
     )
