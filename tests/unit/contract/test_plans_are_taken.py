@@ -16,6 +16,7 @@ from tests.unit.model.crafted import MemorySource
 from tests.unit.model.published import config_of, rows
 from tests.unit.planning.builders import H100, L4, gpu_node, node, request, snapshot
 from tests.unit.worker.quant.gguf_files import written
+from tests.unit.worker.test_models import SMALL, configuration
 
 from plimsoll.actuate.pods import worker_pod
 from plimsoll.actuate.revisions import wanted_revision
@@ -37,6 +38,7 @@ from plimsoll_worker.loading.weights import load_model
 from plimsoll_worker.parallel.position import Position
 from plimsoll_worker.quant.stored import staying
 from plimsoll_worker.selfcheck import check_plan
+from plimsoll_worker.settings import LoadFormat
 
 MODELS = (
     "meta-llama/Llama-3.2-1B",
@@ -180,6 +182,41 @@ def test_every_option_of_a_gguf_file_is_taken_and_weighs_what_was_planned(tmp_pa
                 assert loaded[key] == launch.predicted.weights, option.name
     wanted = {"gguf TP1", "gguf TP2", "gguf TP8", "gguf TP2xPP2", "INT8 TP1", "INT4 TP2", "FP32 PP2"}
     assert {shape for shape, _ in loaded} >= wanted
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("Mixtral", {"num_local_experts": 3, "num_experts_per_tok": 2, "intermediate_size": 512}),
+        (
+            "Qwen3Moe",
+            {"num_experts": 3, "moe_intermediate_size": 256, "mlp_only_layers": [1]},
+        ),
+    ],
+    ids=["mixtral", "qwen3_moe, a layer dense"],
+)
+def test_every_option_of_a_mixture_is_taken_and_weighs_what_was_planned(
+    kind: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 128}
+    shape = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "dtype": "bfloat16"}
+    configuration(kind)(**{**SMALL, **shape, **heads, **changes}).save_pretrained(tmp_path)
+    facts = read_facts(open_source(str(tmp_path / "config.json")))
+    checkpoint = open_checkpoint(tmp_path, LoadFormat.DUMMY)
+    loaded: dict[tuple[str, int], int] = {}
+    for fields in asked(({}, {"weights": "FP8"}, {"weights": "INT8"}, {"weights": "INT4"})):
+        for option in options(request(facts=facts, **fields)):
+            for launch in launches(option):
+                check_plan(launch, checkpoint.config, option.product, capability=CAPABILITY[option.product])
+                key = (f"{option.shape} of {launch.weights.computed_in}", launch.stage)
+                if key not in loaded:
+                    loaded[key] = weighed(checkpoint, launch)
+                assert loaded[key] == launch.predicted.weights, option.name
+    shapes = {shape for shape, _ in loaded}
+    wanted = {"INT4 TP1", "INT4 TP2", "INT8 TP4", "FP8 TP2", "FP8 TP2xPP2", "BF16 TP4"}
+    assert shapes >= {f"{name} of BF16" for name in wanted}
+    # 64 columns of an expert on each of four ranks would be half a group.
+    assert ("INT4 TP4 of BF16" in shapes) == (kind == "Mixtral")
 
 
 @pytest.mark.parametrize(

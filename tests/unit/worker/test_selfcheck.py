@@ -151,7 +151,7 @@ def test_experts_in_fewer_bits_are_told(weights: WeightsScheme) -> None:
             checkpoint=weights.checkpoint or "",
             experts=True,
             capability=None,
-            capabilities=CAPABILITIES.model_copy(update={"checkpoints": {Device.CPU: ("gptq",)}}),
+            capabilities=CAPABILITIES.model_copy(update={"quantized_experts": False}),
         )
 
 

@@ -4,7 +4,7 @@ weights that they stand for."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +50,37 @@ FORMATS = {
 }
 
 
-def written(packer: Packer, folder: Path, **changes: Any) -> Any:
+def written(packer: Packer, folder: Path, kind: str = "Llama", **changes: Any) -> Any:
     """A random model packed in `folder`; transformers' model with the weights that it stands for."""
-    theirs = saved("Llama", {**SHAPE, **changes}, folder)
+    theirs = saved(kind, {**SHAPE, **changes}, folder)
     tensors = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
     for name in [name for name in tensors if name.endswith("_proj.weight")]:
         packed, means = packer.pack(tensors.pop(name))
         tensors |= {name.removesuffix(".weight") + end: part.contiguous() for end, part in packed.items()}
         theirs.get_parameter(name).data = means.float()
+    for name in [name for name in tensors if ".mlp.experts." in name]:
+        del tensors[name]
+        for module, weight in experts_of(name, theirs):
+            packed, means = packer.pack(weight)
+            tensors |= {module + end: part.contiguous() for end, part in packed.items()}
+            weight.copy_(means)
+    if kind == "Mixtral":
+        tensors = {name.replace(".mlp.", ".block_sparse_moe."): part for name, part in tensors.items()}
     save_file(tensors, folder / "model.safetensors")
     configure(folder, {"quantization_config": packer.config})
     return theirs
+
+
+def experts_of(name: str, theirs: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names in a checkpoint of the modules that transformers stacks in the parameter `name`, and their rows
+    of the parameter itself."""
+    stem, _, leaf = name.rpartition(".")
+    mixtral = theirs.config.model_type == "mixtral"
+    own = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+    parts = ("gate_proj", "up_proj") if leaf == "gate_up_proj" else (leaf,)
+    for expert, matrix in enumerate(theirs.get_parameter(name).data):
+        for part, rows in zip(parts, matrix.chunk(len(parts)), strict=True):
+            yield f"{stem}.{expert}.{own[part] if mixtral else part}", rows
 
 
 def configure(folder: Path, changes: Mapping[str, Any]) -> None:
@@ -97,6 +117,51 @@ def test_a_quantized_checkpoint_answers_as_the_weights_it_stands_for(packer: Pac
     assert not checkpoint.stored.optional
 
 
+GPTQ = packers.gptq(64, symmetric=True)
+MIXTURES = {
+    "Mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2, "intermediate_size": 128},
+    "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "head_dim": 32},
+}
+OF_EXPERTS = {
+    "gptq": packers.gptq(64, symmetric=False),
+    "awq": packers.awq(64),
+    "compressed-tensors, 4 bits": packers.pack_quantized(4, 64),
+    "compressed-tensors, FP8 a row": packers.float_quantized("channel"),
+    "compressed-tensors, INT8": packers.int_quantized(),
+    "fp8 in blocks": packers.fp8_blocks(),
+}
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+@pytest.mark.parametrize("packer", OF_EXPERTS.values(), ids=OF_EXPERTS.keys())
+def test_packed_experts_answer_as_the_weights_they_stand_for(
+    packer: Packer, kind: str, tmp_path: Path
+) -> None:
+    theirs = written(packer, tmp_path, kind, num_hidden_layers=1, **MIXTURES[kind])
+    ours = opened(tmp_path)
+    assert all(matrix.quantized for matrix in quantizable(ours).values())
+    text, logits = answers_of(theirs, length=PROMPT + 6)
+    assert_same_answers(ours, text, logits, max_batched_tokens=64)
+    facts = read_facts(open_source(str(tmp_path)))
+    assert facts.packed is not None
+    assert loaded_bytes(facts, Stored(Precision.FP32)) == ours.weight_bytes
+
+
+def test_experts_of_which_a_quantizer_skipped_some_are_refused(tmp_path: Path) -> None:
+    theirs = written(GPTQ, tmp_path, "Qwen3Moe", num_hidden_layers=1, **MIXTURES["Qwen3Moe"])
+    from safetensors.torch import load_file
+
+    tensors = load_file(tmp_path / "model.safetensors")
+    skipped = "model.layers.0.mlp.experts.2.down_proj"
+    for name in [name for name in tensors if name.startswith(f"{skipped}.")]:
+        del tensors[name]
+    weight = theirs.get_parameter("model.layers.0.mlp.experts.down_proj")[2]
+    save_file({**tensors, f"{skipped}.weight": weight.clone()}, tmp_path / "model.safetensors")
+    told = r"experts\.2\.down_proj\.weight is kept in another form than layers\.0\.mlp\.experts\.0\.down_proj"
+    with pytest.raises(ModelUnsupported, match=told):
+        opened(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("module", "kept"),
     [("mlp.down_proj", "mlp.down_proj"), ("self_attn.v_proj", "self_attn.qkv_proj.part1")],
@@ -121,7 +186,6 @@ def test_modules_that_a_quantizer_skipped_stay_as_they_are(module: str, kept: st
     assert loaded_bytes(read_facts(open_source(str(tmp_path))), Stored(Precision.FP32)) == ours.weight_bytes
 
 
-GPTQ = packers.gptq(64, symmetric=True)
 REFUSED: dict[str, tuple[Packer, Mapping[str, Any], str]] = {
     "a method": (
         GPTQ,

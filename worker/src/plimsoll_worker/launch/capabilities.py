@@ -63,6 +63,7 @@ CAPABILITIES = Capabilities(
         Device.GPU: ("gptq", "awq", "fp8", "compressed-tensors", GGUF),
         Device.CPU: ("gptq", "awq", "fp8", "compressed-tensors", GGUF),
     },
+    quantized_experts=True,
     max_tensor_parallel=8,
     max_pipeline_parallel=16,
     max_tensor_parallel_of_stages=8,

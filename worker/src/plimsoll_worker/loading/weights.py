@@ -155,7 +155,7 @@ def _of_experts(
         if form is None or piece.expert is not None:
             yield piece
             continue
-        for expert in range(len(_waiting(matrices))):
+        for expert in range(_waiting(matrices)[0]):
             yield replace(piece, expert=expert, part=replace(piece.part or Part(), expert=expert))
 
 

@@ -102,7 +102,10 @@ def scheme_for(checkpoint: Checkpoint, precision: Precision, group: int) -> Sche
             f"{checkpoint.folder} is quantized already ({checkpoint.stored.format}); use the original model"
         )
     if checkpoint.config.experts is not None:
-        raise ModelUnsupported(f"{checkpoint.folder} has experts: this engine keeps them in 16 bits")
+        raise ModelUnsupported(
+            f"{checkpoint.folder} has experts, few of which meet any text: they are rounded while they are"
+            " loaded instead (quantization.weights: INT8, FP8 or INT4)"
+        )
     if precision is not Precision.INT4:
         return Scheme(precision)
     with torch.device("meta"):
