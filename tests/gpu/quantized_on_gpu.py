@@ -3,7 +3,7 @@ tiles are best?
 
 `python tests/gpu/quantized_on_gpu.py --out quantized.json` needs one NVIDIA GPU of compute capability 9.0. It
 compares each kernel with FP64 on random inputs, times whole decode steps and a prefill of Llama-3.1-8B's
-shape with random weights in every precision, and with `--sections tune` candidates for the tiles in chains
+shape and the experts of a layer of Qwen3-30B-A3B with random weights in every precision, and with `--sections tune` candidates for the tiles in chains
 of layers. The tiles in `plimsoll_worker/kernels/quantized_*.py` come from here. Not part of `make test`.
 """
 
@@ -29,6 +29,7 @@ from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
+from expert_checks import check_cases, check_experts, expert_times  # noqa: E402
 from tests.unit.worker.kernels.quantization import KINDS, random_matrix  # noqa: E402
 
 from plimsoll_worker.kernels import ops, reference  # noqa: E402
@@ -38,7 +39,7 @@ PRECISIONS = ("INT8", "INT4 group 128", "FP8")
 ROWS = (1, 4, 16, 32, 64, 128, 256)
 PROMPT = 8192
 TUNED_ROWS = (1, 4, 16, 64, 128, 256)
-SECTIONS = ["check", "step"]
+SECTIONS = ["check", "step", "experts"]
 CHECKERS = 14
 """Processes that check side by side."""
 
@@ -76,7 +77,8 @@ def checks() -> list[Callable[[], dict[str, float]]]:
     cases = [(kind, rows, *small, BF16) for kind in KINDS for rows in (1, 5, 48, 200, 500)]
     cases += [(kind, rows, *large, BF16) for kind in PRECISIONS for rows in (1, 16, 128)]
     cases += [(kind, rows, *small, torch.float16) for kind in PRECISIONS for rows in (1, 5, 200)]
-    return [functools.partial(check_linear, *case) for case in cases]
+    of_experts = [functools.partial(check_experts, *case) for case in check_cases()]
+    return [*(functools.partial(check_linear, *case) for case in cases), *of_experts]
 
 
 def check(part: int) -> dict[str, float]:
@@ -161,6 +163,8 @@ def main() -> None:
     if "step" in arguments.sections:
         note("roofline", roofline)
         note("step", steps)
+    if "experts" in arguments.sections:
+        note("experts", functools.partial(expert_times, PRECISIONS))
 
 
 if __name__ == "__main__":
