@@ -89,6 +89,12 @@ def test_completions_are_transformers_answers_also_when_many_come_at_once(
     assert answers == expected
 
 
+def test_a_model_is_found_by_its_name(client: openai.OpenAI) -> None:
+    assert client.models.retrieve("smollm2") == client.models.list().data[0]
+    with pytest.raises(openai.NotFoundError, match="'org/else' is not served here"):
+        client.models.retrieve("org/else")
+
+
 def test_a_prompt_may_be_token_ids(client: openai.OpenAI, tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode(PROMPTS[0])
     by_ids, by_text, by_list = (

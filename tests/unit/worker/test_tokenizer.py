@@ -107,6 +107,12 @@ def test_a_template_may_refuse_the_messages() -> None:
         template.render(CHATS[0])
 
 
+@pytest.mark.parametrize("source", ["{{ '{0}'.format() }}", "{{ messages[0]['name'].upper() }}"])
+def test_a_template_that_breaks_on_the_messages_refuses_them(source: str) -> None:
+    with pytest.raises(ChatTemplateError, match="refuses these messages"):
+        ChatTemplate(source, {}).render(CHATS[0])
+
+
 BOMBS = {
     "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "product": "{{ 'a' * 10 ** 11 }}",

@@ -114,8 +114,8 @@ class Scheduler:
         if completes:
             sequence.pending += 1
             sequence.allowed = None
-        # A step of single tokens writes the cache in the kernel that reads it, so nobody in this step may read
-        # what a single token fills: it is offered when the step is read.
+        # A step of single tokens writes the cache in the kernel that reads it, so nobody in this step may
+        # read what a single token fills: it is offered when the step is read.
         if count > 1:
             self.publish(sequence)
         step.append(Scheduled(sequence, start, count, completes, allowed))

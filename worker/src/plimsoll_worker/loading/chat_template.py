@@ -68,7 +68,7 @@ class ChatTemplate:
             jinja2.TemplateError,
             TypeError,
             ValueError,
-            KeyError,
+            LookupError,
             AttributeError,
             ArithmeticError,
             RecursionError,

@@ -29,7 +29,7 @@ from plimsoll_worker.server.protocol import (
     StreamOptions,
     TokenizeRequest,
 )
-from plimsoll_worker.server.service import Lobby
+from plimsoll_worker.server.service import Lobby, Service
 
 
 def serving_app(lobby: Lobby) -> ASGIApp:
@@ -85,20 +85,28 @@ def _probes(lobby: Lobby) -> APIRouter:
     return router
 
 
+def _card(service: Service) -> dict[str, object]:
+    return {
+        "id": service.name,
+        "object": "model",
+        "created": service.opened_at,
+        "owned_by": "plimsoll",
+        "max_model_len": service.opened.limits.context,
+    }
+
+
 def _api(lobby: Lobby) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/models")
     async def models() -> dict[str, object]:
+        return {"object": "list", "data": [_card(await lobby.service())]}
+
+    @router.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, object]:
         service = await lobby.service()
-        card = {
-            "id": service.name,
-            "object": "model",
-            "created": service.opened_at,
-            "owned_by": "plimsoll",
-            "max_model_len": service.opened.limits.context,
-        }
-        return {"object": "list", "data": [card]}
+        service.check_model(name)
+        return _card(service)
 
     @router.post("/v1/chat/completions")
     async def chat(request: Request, body: Annotated[ChatRequest, Depends(body_of(ChatRequest))]) -> Response:

@@ -69,4 +69,5 @@ def _text(tokenizer: Tokenizer, token: int) -> str:
 
 
 def _finite(logprob: float) -> float:
-    return max(logprob, LEAST)
+    """JSON has neither -inf nor NaN. No comparison with NaN holds, so what comes first stays."""
+    return max(LEAST, logprob)
