@@ -3,6 +3,7 @@ when a captured step meets other rows, and how fast are they beside 16 bit?"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -52,9 +53,9 @@ def error(out: Tensor, wanted: Tensor) -> float:
     return float((out.double() - wanted).norm() / wanted.norm())
 
 
-def scaled(
-    kind: str, experts: int, outputs: int, inputs: int, dtype: torch.dtype, device: str
-) -> QuantizedMatrix:
+def scaled(kind: str, shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> QuantizedMatrix:
+    """Random experts (experts, outputs, inputs), one below the other."""
+    experts, outputs, inputs = shape
     weight = random_matrix(kind, experts * outputs, inputs, dtype, device)
     weight.scales.mul_(inputs**-0.5)
     if weight.minimums is not None:
@@ -79,8 +80,8 @@ def check_experts(kind: str, tokens: int, dtype: torch.dtype, device: str = "cud
     """‖out - FP64‖ / ‖FP64‖ of both products, and of the same captured and replayed with rows of others."""
     experts, per_token, hidden, width = 10, 3, 384, 256
     x = torch.randn(tokens, hidden, device=device).to(dtype)
-    gate_up = scaled(kind, experts, 2 * width, hidden, dtype, device)
-    down = scaled(kind, experts, hidden, width, dtype, device)
+    gate_up = scaled(kind, (experts, 2 * width, hidden), dtype, device)
+    down = scaled(kind, (experts, hidden, width), dtype, device)
     chosen = Chosen.of(tokens, experts, per_token, device)
     label = f"experts {kind} {tokens} tokens {str(dtype)[6:]}"
     names = ("gate and up", "down")
@@ -112,14 +113,14 @@ def expert_times(precisions: tuple[str, ...]) -> dict[str, Any]:
             gate_up: OneMatrix = random(EXPERTS, 2 * WIDTH, HIDDEN, scale=HIDDEN**-0.5)
             down: OneMatrix = random(EXPERTS, HIDDEN, WIDTH, scale=WIDTH**-0.5)
         else:
-            gate_up = scaled(kind, EXPERTS, 2 * WIDTH, HIDDEN, BF16, "cuda")
-            down = scaled(kind, EXPERTS, HIDDEN, WIDTH, BF16, "cuda")
+            gate_up = scaled(kind, (EXPERTS, 2 * WIDTH, HIDDEN), BF16, "cuda")
+            down = scaled(kind, (EXPERTS, HIDDEN, WIDTH), BF16, "cuda")
         found[kind] = {}
         for tokens in TOKENS:
             torch.manual_seed(tokens)
             x = random(tokens, HIDDEN)
             choices = [Chosen.of(tokens, EXPERTS, PER_TOKEN, "cuda") for _ in range(8)]
-            work = [lambda each=each: products(x, gate_up, down, each) for each in choices]
+            work = [functools.partial(products, x, gate_up, down, each) for each in choices]
             found[kind][tokens] = round(seconds(work) * 1e3, 4)
     found["ratios"] = {
         kind: {tokens: round(found["BF16"][tokens] / taken, 3) for tokens, taken in found[kind].items()}
