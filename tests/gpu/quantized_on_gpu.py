@@ -4,7 +4,8 @@ tiles are best?
 `python tests/gpu/quantized_on_gpu.py --out quantized.json` needs one NVIDIA GPU of compute capability 9.0. It
 compares each kernel with FP64 on random inputs, times whole decode steps and a prefill of Llama-3.1-8B's
 shape, and the experts of a layer of Qwen3-30B-A3B's, with random weights in every precision, and with
-`--sections tune` candidates for the tiles in chains of layers. The tiles in `plimsoll_worker/kernels/quantized_*.py` come from here. Not part of `make test`.
+`--sections tune` candidates for the tiles in chains of layers. The tiles in
+`plimsoll_worker/kernels/quantized_*.py` come from here. Not part of `make test`.
 """
 
 from __future__ import annotations
