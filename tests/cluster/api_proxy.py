@@ -42,6 +42,8 @@ Tripwire = Callable[[Request], bool]
 """Called for every request; True drops it: the API server never sees it, the connection is closed."""
 
 FAREWELL_SECONDS = 20
+CALL_SECONDS = 150
+"""For one call of another thread; the loop does it at once, and later on a busy machine."""
 
 
 class ApiProxy:
@@ -58,6 +60,8 @@ class ApiProxy:
         self.tripwire: Tripwire | None = None
         self.status: Callable[[Request], int] = lambda _request: 0
         """An error that is answered in the API server's place; 0: none."""
+        self.amend: Callable[[Request], bytes] = lambda request: request.body
+        """What the API server gets as the body of a request."""
         self.delay_seconds = 0.0
         """How long every request waits before the API server sees it."""
         self.silent = False
@@ -103,7 +107,7 @@ class ApiProxy:
         self._call(abort())
 
     def _call(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=CALL_SECONDS)
 
     async def _start(self) -> int:
         self._client = aiohttp.ClientSession(
@@ -149,7 +153,7 @@ class ApiProxy:
         if request.is_write:
             self.writes.append(request)
         try:
-            return await self._pass_on(incoming, body)
+            return await self._pass_on(incoming, self.amend(request))
         except aiohttp.ClientError:
             # Its connections break, so this one does.
             if incoming.transport is not None:

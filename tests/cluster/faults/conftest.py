@@ -65,6 +65,7 @@ def ground(
         ApiProxy(cluster.kubeconfig, folder) as proxy,
         Watch(kube, workers) as watch,
     ):
+        proxy.amend = watch.born
         found = Ground(cluster, kube, proxy, watch, workers, folder / "operator.log", _wait_for)
         try:
             found.settle_bystanders()
@@ -93,16 +94,7 @@ class Scene:
         self.ready(name)
 
     def ready(self, name: str = "small") -> None:
-        """Of the newest generation."""
-
-        def holds() -> bool:
-            found = self.models.get(name)
-            told = {one["type"]: one for one in found.get("status", {}).get("conditions") or ()}
-            ready = told.get("Ready", {})
-            newest = bool(found["metadata"]["generation"] == ready.get("observedGeneration"))
-            return newest and bool(ready["status"] == "True")
-
-        self.wait(holds, f"{name} is ready", lambda: self.models.get(name))
+        self.models.wait_ready(name, seconds=PATIENCE_SECONDS)
 
     def told(self, name: str, kind: str, status: str, reason: str = "") -> dict[str, Any]:
         return self.models.wait_condition(name, kind, status, reason, seconds=PATIENCE_SECONDS)

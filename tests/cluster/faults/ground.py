@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import re
 import socket
 import threading
@@ -28,7 +29,7 @@ from dev.cluster.processes import ProcessTable
 from kubernetes import client
 from tests.cluster.api_proxy import ApiProxy, Request
 from tests.cluster.faults.workers import Workers
-from tests.cluster.lifecycle.conftest import Namespace
+from tests.cluster.lifecycle.conftest import Namespace, serves_our_kinds
 from tests.cluster.lifecycle.operator_process import ROUNDS, Operator
 from tests.cluster.lifecycle.promises import PromiseWatch
 from tests.unit.cluster.world import facts
@@ -71,7 +72,7 @@ is."""
 
 WaitFor = Callable[..., Any]
 Fate = Callable[[Mapping[str, Any]], Mapping[str, str]]
-"""Annotations for a pod that was just created; empty: it does well."""
+"""Annotations that a new pod is born with; empty: it does well."""
 
 
 class Watch(PromiseWatch):
@@ -88,17 +89,23 @@ class Watch(PromiseWatch):
         component = (pod["metadata"].get("labels") or {}).get("app.kubernetes.io/name")
         if component == "plimsoll-worker":
             self._workers.seen(event, pod)
-            meta = pod["metadata"]
-            fate = self.fates.get((meta["namespace"], meta["labels"].get("plimsoll.dev/deployment", "")))
-            if fate and event == "ADDED" and (told := fate(pod)):
-                self._annotate(pod, told)
         elif component == "plimsoll-inspect" and event == "ADDED":
-            self._annotate(pod, ended(0, facts().pack()))
+            meta, told = pod["metadata"], ended(0, facts().pack())
+            with contextlib.suppress(NotFound):
+                self._kube.merge(PODS, meta["namespace"], meta["name"], {"metadata": {"annotations": told}})
 
-    def _annotate(self, pod: Mapping[str, Any], told: Mapping[str, str]) -> None:
-        meta = pod["metadata"]
-        with contextlib.suppress(NotFound):
-            self._kube.merge(PODS, meta["namespace"], meta["name"], {"metadata": {"annotations": told}})
+    def born(self, request: Request) -> bytes:
+        """The body of a request of the operator, with the fate of the worker pod that it creates. Whoever
+        tells a pod its fate when it is there may find it ready already."""
+        if request.method != "POST" or not request.path.endswith("/pods"):
+            return request.body
+        pod = json.loads(request.body)
+        labels, namespace = pod["metadata"]["labels"], request.path.split("/")[-2]
+        fate = self.fates.get((namespace, labels.get("plimsoll.dev/deployment", "")))
+        if fate is None or labels["app.kubernetes.io/name"] != "plimsoll-worker":
+            return request.body
+        pod["metadata"]["annotations"] = pod["metadata"].get("annotations", {}) | fate(pod)
+        return json.dumps(pod).encode()
 
 
 def ended(code: int, message: str) -> dict[str, str]:
@@ -132,8 +139,9 @@ class Ground:
         return bool(self._operators) and self._operators[-1].running
 
     def rounds(self) -> float:
-        """That the one which runs has planned; 0 where none does."""
-        return self._operators[-1].metric(ROUNDS) if self.running else 0
+        """That the one which runs has planned; 0 where none does, or it has no page yet."""
+        answers = self.running and self._operators[-1].page("/metrics")[0] == 200
+        return self._operators[-1].metric(ROUNDS) if answers else 0
 
     def start_operator(self) -> Operator:
         return self._launch().wait_ready()
@@ -205,10 +213,11 @@ class Ground:
             self.wait_for(self._api_answers, PATIENCE_SECONDS, "the API server answers")
 
     def _api_answers(self) -> bool:
-        """Also for kinds that a CRD describes: it says 503 to those until it has read the CRDs."""
-        custom = client.CustomObjectsApi(self.kube)
+        """It is ready, and answers for kinds that a CRD describes: to those it says 503 until it has read the
+        CRDs. Before it is ready, it refuses writes that it cannot judge."""
         with contextlib.suppress(client.ApiException, urllib3.exceptions.HTTPError):
-            return bool(custom.list_cluster_custom_object(GROUP, VERSION, PLURAL, _request_timeout=5))
+            ready = self.kube.call_api("GET", f"{self.kube.configuration.host}/readyz", _request_timeout=5)
+            return bool(ready.status == 200) and serves_our_kinds(self.kube)
         return False
 
     # --- those who must not notice
@@ -219,6 +228,7 @@ class Ground:
         models = Namespace(self.kube, BYSTANDERS, self.wait_for)
         models.apply("bystander", deployment(replicas=2))
         models.wait_ready("bystander", seconds=PATIENCE_SECONDS)
+        self.wait_for(lambda: len(models.pods()) == 2, PATIENCE_SECONDS, "no pod of others", models.pod_uids)
         self._bystanders = self._looked_at()
 
     def _looked_at(self) -> dict[str, tuple[str, int]]:

@@ -8,6 +8,7 @@ import pytest
 from kubernetes import client
 from tests.cluster.faults.conftest import THOROUGH, Scene, first_of
 from tests.cluster.faults.ground import deployment
+from tests.cluster.lifecycle.conftest import serves_our_kinds
 
 from plimsoll.api.v1alpha1 import GROUP, PLURAL, VERSION
 
@@ -94,20 +95,18 @@ def test_labels_edited_by_hand_end_in_one_pod_for_each_replica(
     scene.models.core.patch_namespaced_pod(
         pod.metadata.name, scene.models.name, {"metadata": {"labels": labels}}
     )
-    scene.wait(
-        lambda: (
-            [
-                found.metadata.labels["plimsoll.dev/replica"]
-                for found in scene.models.pods(name="small")
-                if found.metadata.deletion_timestamp is None
-            ]
-            == ["0"]
-        ),
-        "one pod, of replica 0",
-        scene.models.pods,
-    )
+
+    def replicas() -> list[str]:
+        return [
+            found.metadata.labels["plimsoll.dev/replica"]
+            for found in scene.models.pods(name="small")
+            if found.metadata.deletion_timestamp is None
+        ]
+
+    scene.wait(lambda: replicas() == ["0"], "one pod, of replica 0", scene.models.pods)
     scene.quiet()
     scene.ready()
+    assert replicas() == ["0"], "and it stays so"
 
 
 @THOROUGH
@@ -159,6 +158,7 @@ def test_a_namespace_deleted_during_a_roll_out_goes_wholly(scene: Scene) -> None
     scene.wait(lambda: doomed.core.list_namespaced_service_account(other).items, "the namespace takes pods")
     doomed.apply("small", deployment(replicas=3))
     Scene(scene.ground, doomed).ready()
+    scene.ground.watch.fates[other, "small"] = lambda _pod: {"plimsoll.dev/fake-unready": ""}
     doomed.patch("small", {"workload": {"maxConcurrentSequences": 2}})
     scene.wait(lambda: len(doomed.status("small")["plans"]) == 2, "a roll-out is on its way")
     doomed.core.delete_namespace(other)
@@ -193,6 +193,7 @@ def test_a_crd_deleted_and_made_anew_leaves_nothing_and_serves_again(scene: Scen
         told = extensions.read_custom_resource_definition(name).status.conditions or ()
         return any(one.type == "Established" and one.status == "True" for one in told)
 
-    scene.wait(established, "the kind is served again")
+    scene.wait(established, "the kind is established again")
+    scene.wait(lambda: serves_our_kinds(scene.ground.kube), "the kind is served again")
     scene.ground.settle_bystanders()
     scene.serve("again")

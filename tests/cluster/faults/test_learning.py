@@ -65,10 +65,14 @@ def test_what_a_worker_measured_is_what_the_next_plan_counts_on_in_its_namespace
     assert profile["spec"]["fingerprint"]["product"] == "NVIDIA-L4"
     before = predicted(scene.models, "first")
 
+    # What was written must have come back to the operator that plans the next one.
+    scene.quiet()
     scene.serve("second")
     exact = {name: value for name, value in measured.items() if name != "unattributed"}
     assert predicted(scene.models, "second") == exact != before
-    assert scene.models.status("second")["measured"][0]["errorPermille"] is not None
+    measured_too = lambda: scene.models.status("second").get("measured")  # noqa: E731
+    [told] = scene.wait(measured_too, "its report is told", lambda: scene.models.get("second"))
+    assert told["errorPermille"] is not None
 
     elsewhere.serve("third")
     assert predicted(elsewhere.models, "third") == before

@@ -10,7 +10,6 @@ import pytest
 from kubernetes import client
 from tests.cluster.faults.conftest import SEEDS, THOROUGH, Scene
 from tests.cluster.faults.ground import GPU_NODES, L4, deployment
-from tests.cluster.lifecycle.operator_process import ROUNDS
 from tests.cluster.lifecycle.promises import GPU
 
 pytestmark = pytest.mark.cluster
@@ -70,6 +69,14 @@ def nodes_of(scene: Scene, name: str = "") -> set[str]:
     return {pod.spec.node_name for pod in scene.models.pods(name=name) if pod.spec.node_name}
 
 
+def _answering(scene: Scene) -> list[str]:
+    return [
+        pod.metadata.name
+        for pod in scene.models.pods()
+        if any(one.type == "Ready" and one.status == "True" for one in pod.status.conditions or ())
+    ]
+
+
 def evict(scene: Scene, pod: str) -> int:
     """The API server's answer: 201 granted, 429 the budget does not allow it, 404 or 409 it is another
     pod by now."""
@@ -92,8 +99,7 @@ def test_a_node_that_comes_back_finds_its_pod_where_it_was(scene: Scene) -> None
         assert node in told
         assert "the annotation plimsoll.dev/fake-not-ready is set" in told
         assert "Kubernetes removes the pod at" in told
-        seen = scene.operator.metric(ROUNDS)
-        scene.wait(lambda: scene.operator.metric(ROUNDS) >= seen + 2, "the operator has planned twice since")
+        scene.operator.wait_rounds()
         assert scene.models.pod_uids() == before
     scene.ready()
     scene.told("small", "Degraded", "False")
@@ -125,7 +131,10 @@ def test_gpus_that_disappear_leave_alone_what_runs_and_nothing_new_goes_there(sc
     scene.serve(replicas=2, **there)
     before = scene.models.pod_uids()
     [node] = nodes_of(scene)
+    offered = lambda: scene.operator.metric('plimsoll_gpus_total{product="NVIDIA-H100')  # noqa: E731
+    all_of_them = offered()
     with gpus(scene, node, 1):
+        scene.wait(lambda: offered() < all_of_them, "the operator has seen it", offered)
         scene.models.apply("late", deployment(**there))
         told = scene.told("late", "Planned", "False", "NoMatchingNodes")["message"]
         assert f"{node}: label nvidia.com/gpu.count=8" in told
@@ -183,7 +192,7 @@ def test_an_eviction_storm_takes_one_replica_at_a_time_and_costs_no_restart(scen
         return granted >= 6
 
     scene.wait(storm, "six pods were evicted", lambda: scene.models.get("small"))
+    scene.wait(lambda: len(_answering(scene)) == 3 == len(scene.models.pods()), "three pods answer")
     scene.ready()
     assert refused
-    assert len(scene.models.pods()) == 3
     assert all(one["restarts"] == 0 for one in scene.models.status("small")["replicaStatuses"])

@@ -30,7 +30,7 @@ MISSING = "plimsoll.dev/worker:missing"
 USELESS: dict[str, tuple[Answer, str]] = {
     "slow": (workers.slow, "took longer than"),
     "huge": (workers.huge, "larger than"),
-    "never": (workers.never, "timed out"),
+    "never": (workers.never, "took longer than"),
     "malformed": (workers.malformed, "is no report"),
     "negative bytes": (measuring(weights=-1), "is no report"),
 }
@@ -58,8 +58,14 @@ def test_a_report_that_cannot_be_read_takes_nobody_down_and_teaches_nothing(
 ) -> None:
     scene.ground.workers.answers[scene.models.name, "small"] = answer
     scene.serve()
+    scene.told("small", "Verified", "Unknown", "ReportUnreachable")
+    # A worker of a busy machine may say less than it would before the time is over; it is asked again.
+    scene.wait(
+        lambda: told in scene.models.condition("small", "Verified")["message"],
+        f"it is told that the report {told}",
+        lambda: scene.models.get("small"),
+    )
     found = scene.told("small", "Verified", "Unknown", "ReportUnreachable")
-    assert told in found["message"]
     assert "Serving is not affected" in found["message"]
     scene.ready()
     assert scene.profiles() == []
@@ -133,17 +139,23 @@ def test_an_image_that_is_missing_is_told_until_another_one_is_written(scene: Sc
 
 
 def test_out_of_memory_at_load_ends_in_a_configuration_that_loads(scene: Scene) -> None:
-    planned: list[int] = []
+    tried: list[tuple[str, str, int]] = []
+    """Image, pod and token budget; a request that is sent again is no second try."""
     frugal = "plimsoll.dev/worker:frugal"
+
+    def planned() -> list[int]:
+        return [tokens for image, _, tokens in tried if image != frugal]
 
     def fate(pod: Mapping[str, Any]) -> Mapping[str, str]:
         """It takes less than half of the token budget that is planned first; another engine takes less."""
         [container] = pod["spec"]["containers"]
+        launch = Launch.from_env({one["name"]: one.get("value") for one in container["env"]})
+        this = container["image"], pod["metadata"]["name"], launch.max_batched_tokens
+        if tried[-1:] != [this]:
+            tried.append(this)
         if container["image"] == frugal:
             return {}
-        launch = Launch.from_env({one["name"]: one.get("value") for one in container["env"]})
-        planned.append(launch.max_batched_tokens)
-        if launch.max_batched_tokens * 2 > planned[0]:
+        if launch.max_batched_tokens * 2 > planned()[0]:
             reason = ExitReason(reason=ExitCode.CUDA_OUT_OF_MEMORY, message="12 MiB short while loading")
             return ended(1, reason.to_json())
         return {}
@@ -152,10 +164,10 @@ def test_out_of_memory_at_load_ends_in_a_configuration_that_loads(scene: Scene) 
     scene.models.apply("small", deployment(workload={"maxContextTokens": 4096}))
     scene.ready()
     status = scene.models.status("small")
-    assert status["plans"][0]["maxBatchedTokens"] * 2 <= planned[0]
+    assert status["plans"][0]["maxBatchedTokens"] * 2 <= planned()[0]
     assert {one["reason"] for one in status["exclusions"]} == {"CUDAOutOfMemory"}
     assert "12 MiB short while loading" in scene.models.condition("small", "Planned")["message"]
-    assert len(planned) == len(set(planned)), "no configuration was tried twice"
+    assert len(planned()) == len(set(planned())), "no configuration was tried twice"
     assert "CUDAOutOfMemory" in json.dumps(status)
 
     def budget() -> int:
@@ -164,8 +176,10 @@ def test_out_of_memory_at_load_ends_in_a_configuration_that_loads(scene: Scene) 
 
     scene.models.patch("small", {"engine": {"image": frugal}})
     scene.ready()
-    assert budget() == planned[0], "what was left out, was left out with another engine"
+    assert budget() == planned()[0], "what was left out, was left out with another engine"
     scene.models.patch("small", {"engine": {"image": ""}})
     scene.ready()
-    assert budget() * 2 <= planned[0]
-    assert len(planned) == len(set(planned)) + 1, "back at the first engine, what failed there is not tried"
+    assert budget() * 2 <= planned()[0]
+    assert len(planned()) == len(set(planned())) + 1, (
+        "back at the first engine, what failed there is not tried"
+    )

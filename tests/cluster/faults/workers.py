@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from tests.cluster.api_proxy import CALL_SECONDS
+
 from plimsoll_worker.launch import (
     ADMIN_PORT,
     DeviceReport,
@@ -132,7 +134,7 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(timeout=30)
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(timeout=CALL_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -149,7 +151,7 @@ class Workers:
             self._call(self._begin(uid, address, deployment, Launch.from_env(environment)))
 
     def _call(self, work: Any) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=CALL_SECONDS)
 
     async def _begin(self, uid: str, address: str, deployment: tuple[str, str], launch: Launch) -> None:
         async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
