@@ -7,7 +7,9 @@ from time import perf_counter
 
 import pytest
 from tests.unit.sizing.shapes import LLAMA_8B, LLAMA_70B, SMOLLM2, facts_of, on_gpu, workload
+from tests.unit.sizing.test_properties import PUBLISHED
 
+from plimsoll.sizing.activations import layer_peak
 from plimsoll.sizing.footprint import Configuration, footprint
 from plimsoll.sizing.parallel import ParallelRefused
 from plimsoll.sizing.runtime import CPU, GPU, MIB
@@ -134,3 +136,19 @@ def test_a_thousand_configurations_of_405b_are_sized_in_time() -> None:
         footprint(facts, on_gpu(tensor=8), workload(context=1024 + number))
     # 300 ms on an idle machine; four times that where others work beside.
     assert perf_counter() - start < 1.2
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "passed", "hidden", "width"),
+    [("Qwen/Qwen3-30B-A3B", 8, 2048, 768), ("mistralai/Mixtral-8x7B-v0.1", 2, 4096, 14336)],
+)
+def test_a_row_is_there_once_for_each_expert_that_it_passes(
+    name: str, passed: int, hidden: int, width: int, tensor: int
+) -> None:
+    size, told = layer_peak(
+        PUBLISHED[name], tokens=8192, context=8192, precision=Precision.BF16, tensor=tensor, device=Device.GPU
+    )
+    experts = passed * (hidden + 3 * width // tensor)
+    assert size == 8192 * 2 * (2 * hidden + experts)
+    assert f"{experts} MLP" in told

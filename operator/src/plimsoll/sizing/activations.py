@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from plimsoll.model.facts import LayerClass, ModelFacts, Role
 from plimsoll.sizing.parallel import kv_heads_per_rank
+from plimsoll.sizing.quantized import EXPERT_WIDTH, SHARED_WIDTHS, widths_of
 from plimsoll_worker.launch import Device, Precision
 
 RESIDUAL_COPIES = 2
@@ -42,13 +43,15 @@ def layer_peak(
     rank, and the formula with its numbers.
 
     tokens × width × 2 hidden + the larger of attention (q, k, v and output of the chunk; the gathered K and V
-    of the whole context; on a CPU the mask) and MLP (tokens × width × 3 intermediate).
+    of the whole context; on a CPU the mask) and MLP (tokens × width × 3 intermediate; a row of the chunk is
+    there once more for each expert that it passes).
     """
     width, heads = precision.bytes, facts.heads // tensor
     kv = max(kv_heads_per_rank(layer, tensor) * (layer.key_dim + layer.value_dim) for layer in facts.layers)
     projected = max(2 * heads * layer.key_dim for layer in facts.layers) + kv
     recurrent = max(_recurrent_width(facts, layer) for layer in facts.layers)
-    mlp = max(MLP_COPIES * max(facts.intermediate, facts.expert_width), recurrent) // tensor
+    experts = MLP_COPIES * facts.expert_width // tensor + _experts_passed(facts) * facts.hidden
+    mlp = max(MLP_COPIES * facts.intermediate // tensor, experts, recurrent // tensor)
     queries, mask = min(tokens, context), MASK_BYTES + width if device is Device.CPU else 0
     attention = tokens * width * projected + queries * context * mask + context * kv * width
     size = tokens * width * RESIDUAL_COPIES * facts.hidden + max(attention, tokens * width * mlp)
@@ -70,6 +73,12 @@ def rounding_peak(facts: ModelFacts, *, tokens: int, matrices: Precision) -> tup
     if tokens < WIDENED_FROM[matrices]:
         return 0, ""
     return WIDENED_BYTES, f"{WIDENED_BYTES} B of weights made wide"
+
+
+def _experts_passed(facts: ModelFacts) -> int:
+    """By a token; 0 where the model has none."""
+    each, shared = widths_of(facts, EXPERT_WIDTH), sum(widths_of(facts, *SHARED_WIDTHS))
+    return (facts.expert_width - shared) // each[0] if each else 0
 
 
 def _recurrent_width(facts: ModelFacts, layer: LayerClass) -> int:

@@ -25,8 +25,8 @@ _CUT_BY_COLUMNS = {
     Role.MLP: "down projection",
     Role.EXPERT: "experts' down projection",
 }
-_EXPERT_WIDTH = "columns of an expert"
-_SHARED_WIDTHS = ("columns of the shared expert", "columns of the shared MLP")
+EXPERT_WIDTH = "columns of an expert"
+SHARED_WIDTHS = ("columns of the shared expert", "columns of the shared MLP")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def matrices(group: TensorGroup, facts: ModelFacts, layer: LayerClass) -> tuple[
         case Role.ATTENTION_KV if layer.value_dim:
             found = _keys_values(group, facts, layer)
         case Role.MLP:
-            widths = (facts.intermediate, *_widths(facts, *_SHARED_WIDTHS))
+            widths = (facts.intermediate, *widths_of(facts, *SHARED_WIDTHS))
             found = _feed_forward(group.elements, facts.hidden, widths)
         case Role.EXPERT:
             found = _experts(group.elements, facts)
@@ -98,7 +98,7 @@ def _feed_forward(elements: int, hidden: int, widths: tuple[int, ...]) -> tuple[
 
 
 def _experts(elements: int, facts: ModelFacts) -> tuple[Matrix, ...]:
-    for width in _widths(facts, _EXPERT_WIDTH):
+    for width in widths_of(facts, EXPERT_WIDTH):
         count = elements // (facts.hidden * width)
         each = PLAIN if count % GATED else GATED
         if count >= each and count % each == 0:
@@ -107,7 +107,8 @@ def _experts(elements: int, facts: ModelFacts) -> tuple[Matrix, ...]:
     return ()
 
 
-def _widths(facts: ModelFacts, *names: str) -> tuple[int, ...]:
+def widths_of(facts: ModelFacts, *names: str) -> tuple[int, ...]:
+    """Divisors of the model that are called so."""
     return tuple(divisor.count for divisor in facts.divisors if divisor.what in names)
 
 

@@ -11,12 +11,13 @@ from tests.unit.worker.parallel.test_tensor import PROMPTS, greedy
 from tests.unit.worker.parallel.threads import ThreadRank, side_by_side
 from tests.unit.worker.quant.test_on_load import CPU, QWEN3_MOE, ROUNDED, loaded
 from tests.unit.worker.test_gguf_families import converted
-from tests.unit.worker.test_models import SMALL, configuration, saved
+from tests.unit.worker.test_models import SMALL, configuration, opened, saved
 
 from plimsoll_worker.errors import ModelUnsupported
 from plimsoll_worker.kernels import expert_tiles, ops
 from plimsoll_worker.kernels.matrix import dequantize
 from plimsoll_worker.launch import Precision
+from plimsoll_worker.layers import experts
 from plimsoll_worker.loading.checkpoint import open_checkpoint
 from plimsoll_worker.loading.weights import load_model, quantizable
 from plimsoll_worker.models.decoder import Decoder
@@ -124,6 +125,17 @@ def test_experts_that_begin_inside_a_block_of_scales_are_refused() -> None:
     blocks.check("a dense matrix", 320, 256)
     with pytest.raises(ModelUnsupported, match=r"experts\.down_proj is 4 experts of 320 x 256: they begin"):
         blocks.check("layers.0.mlp.experts.down_proj", 320, 256, count=4)
+
+
+def test_answers_of_experts_are_summed_alike_however_many_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved("Qwen3Moe", EVEN, tmp_path)
+    layer = opened(tmp_path).layers["1"]
+    x = torch.randn(37, 128, generator=torch.Generator().manual_seed(3))
+    expected = layer.mlp(x, layer.post_attention_layernorm)
+    monkeypatch.setattr(experts, "SUMMED_AT_ONCE", 1)
+    assert torch.equal(layer.mlp(x, layer.post_attention_layernorm), expected)
 
 
 @pytest.mark.parametrize("matrices", ROUNDED)

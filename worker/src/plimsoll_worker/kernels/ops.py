@@ -168,13 +168,14 @@ def grouped_linear(
         from plimsoll_worker.kernels import expert_tiles
 
         return expert_tiles.grouped_linear(x, weight, last_rows, places=places, gated=gated)
-    if places is not None:
-        x = x[places]
-    if isinstance(weight, QuantizedMatrix):
-        out = reference.grouped_linear(x, weight, last_rows)
-    else:
-        out = functional.grouped_mm(x, weight.transpose(1, 2), offs=last_rows)
+    out = _grouped(x if places is None else x[places], weight, last_rows)
     return out if gated is None else gated_activation(out, gated)
+
+
+def _grouped(x: Tensor, weight: OneMatrix, last_rows: Tensor) -> Tensor:
+    if isinstance(weight, QuantizedMatrix):
+        return reference.grouped_linear(x, weight, last_rows)
+    return functional.grouped_mm(x, weight.transpose(1, 2), offs=last_rows)
 
 
 def rope_angles(positions: Tensor, inverse: Tensor, *, scale: float = 1.0) -> Tensor:

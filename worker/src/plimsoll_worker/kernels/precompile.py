@@ -158,8 +158,8 @@ def _runner(wanted: Wanted, rank: int = 0, form: Form | None = None) -> ModelRun
 
 PROMPTS = (64,)
 """Tokens of made-up prompts: more than few rows."""
-QUANTIZED_PROMPTS = (32, 64, 128, 256, 512, 768, 2048)
-"""Of a model with quantized matrices, whose tiles differ by rows."""
+QUANTIZED_PROMPTS = (32, 64, 128, 256, 512, 768, 2048, 8192)
+"""Of a model with quantized matrices, whose tiles differ by rows, those of experts by the rows of each."""
 
 
 def _run(runner: ModelRunner, prompts: Sequence[int]) -> None:

@@ -15,6 +15,9 @@ from plimsoll_worker.kernels import ops
 from plimsoll_worker.layers.linear import Linear, Quantizable
 from plimsoll_worker.layers.rmsnorm import RMSNorm
 
+SUMMED_AT_ONCE = 256
+"""Tokens, or an eighth of a step's: in FP32, all experts' answers would be most of what a layer takes."""
+
 
 class ExpertMatrices(Quantizable):
     """A matrix (outputs, inputs) of each expert of a layer: `weight` (experts, outputs, inputs)."""
@@ -76,8 +79,13 @@ def experts_mlp(
         x, experts.gate_up_proj.undivided, last_rows, places=order // per_token, gated=activation
     )
     outputs = ops.grouped_linear(inner, experts.down_proj.undivided, last_rows)
-    outputs = outputs * shares.flatten()[order][:, None]
+    del inner
     # Back in the tokens' order, then summed: adding in place would sum in whatever order threads arrive.
-    back = torch.empty_like(outputs)
-    back[order] = outputs
-    return back.view(tokens, per_token, -1).sum(dim=1).to(x.dtype)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=x.device)
+    back, out = back.view(tokens, per_token), torch.empty_like(x)
+    step = max(SUMMED_AT_ONCE, -(-tokens // 8))
+    for first in range(0, tokens, step):
+        some = slice(first, first + step)
+        out[some] = (outputs[back[some]] * shares[some, :, None]).sum(dim=1)
+    return out
