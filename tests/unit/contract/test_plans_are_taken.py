@@ -15,7 +15,9 @@ from tests.unit.actuate.test_pods import DEFAULTS, OWNER, environment
 from tests.unit.model.crafted import MemorySource
 from tests.unit.model.published import config_of, rows
 from tests.unit.planning.builders import H100, L4, gpu_node, node, request, snapshot
+from tests.unit.worker.quant import packers
 from tests.unit.worker.quant.gguf_files import written
+from tests.unit.worker.quant.test_stored import written as packed_in
 from tests.unit.worker.test_models import SMALL, configuration
 
 from plimsoll.actuate.pods import worker_pod
@@ -160,12 +162,12 @@ def weighed(checkpoint: Checkpoint, launch: Launch) -> int:
     return model.weight_bytes
 
 
-def test_every_option_of_a_gguf_file_is_taken_and_weighs_what_was_planned(tmp_path: Path) -> None:
-    kinds = {"": "Q4_K", "attn_v": "Q6_K", "ffn_down": "Q6_K", "attn_output": "Q8_0", "ffn_up": "Q5_K"}
-    path = written(tmp_path / "m.gguf", kinds)
-    facts, checkpoint = read_facts(open_source(str(path))), open_checkpoint(path)
-    loaded: dict[tuple[str, int], int] = {}
-    for fields in asked(({}, {"weights": "INT8"}, {"weights": "INT4"})):
+def shapes_taken(
+    facts: ModelFacts, checkpoint: Checkpoint, quantizations: Sequence[dict[str, str]]
+) -> set[str]:
+    """Of all options. Every stage takes its launch, and its first rank keeps the bytes that were planned."""
+    loaded: dict[tuple[str, str, int], int] = {}
+    for fields in asked(quantizations):
         for option in options(request(facts=facts, **fields)):
             for launch in launches(option):
                 stored = staying(checkpoint.stored, as_stored=launch.weights.checkpoint is not None)
@@ -176,22 +178,26 @@ def test_every_option_of_a_gguf_file_is_taken_and_weighs_what_was_planned(tmp_pa
                     checkpoint=stored.format if stored else "",
                     capability=CAPABILITY[option.product],
                 )
-                key = (option.shape, launch.stage)
+                key = (option.shape, launch.weights.computed_in, launch.stage)
                 if key not in loaded:
                     loaded[key] = weighed(checkpoint, launch)
                 assert loaded[key] == launch.predicted.weights, option.name
-    wanted = {"gguf TP1", "gguf TP2", "gguf TP8", "gguf TP2xPP2", "INT8 TP1", "INT4 TP2", "FP32 PP2"}
-    assert {shape for shape, _ in loaded} >= wanted
+    return {shape for shape, _, _ in loaded}
+
+
+def test_every_option_of_a_gguf_file_is_taken_and_weighs_what_was_planned(tmp_path: Path) -> None:
+    kinds = {"": "Q4_K", "attn_v": "Q6_K", "ffn_down": "Q6_K", "attn_output": "Q8_0", "ffn_up": "Q5_K"}
+    path = written(tmp_path / "m.gguf", kinds)
+    facts, checkpoint = read_facts(open_source(str(path))), open_checkpoint(path)
+    shapes = shapes_taken(facts, checkpoint, ({}, {"weights": "INT8"}, {"weights": "INT4"}))
+    assert shapes >= {"gguf TP1", "gguf TP2", "gguf TP8", "gguf TP2xPP2", "INT8 TP1", "INT4 TP2", "FP32 PP2"}
 
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
         ("Mixtral", {"num_local_experts": 3, "num_experts_per_tok": 2, "intermediate_size": 512}),
-        (
-            "Qwen3Moe",
-            {"num_experts": 3, "moe_intermediate_size": 256, "mlp_only_layers": [1]},
-        ),
+        ("Qwen3Moe", {"num_experts": 3, "moe_intermediate_size": 256, "mlp_only_layers": [1]}),
     ],
     ids=["mixtral", "qwen3_moe, a layer dense"],
 )
@@ -203,20 +209,33 @@ def test_every_option_of_a_mixture_is_taken_and_weighs_what_was_planned(
     configuration(kind)(**{**SMALL, **shape, **heads, **changes}).save_pretrained(tmp_path)
     facts = read_facts(open_source(str(tmp_path / "config.json")))
     checkpoint = open_checkpoint(tmp_path, LoadFormat.DUMMY)
-    loaded: dict[tuple[str, int], int] = {}
-    for fields in asked(({}, {"weights": "FP8"}, {"weights": "INT8"}, {"weights": "INT4"})):
-        for option in options(request(facts=facts, **fields)):
-            for launch in launches(option):
-                check_plan(launch, checkpoint.config, option.product, capability=CAPABILITY[option.product])
-                key = (f"{option.shape} of {launch.weights.computed_in}", launch.stage)
-                if key not in loaded:
-                    loaded[key] = weighed(checkpoint, launch)
-                assert loaded[key] == launch.predicted.weights, option.name
-    shapes = {shape for shape, _ in loaded}
-    wanted = {"INT4 TP1", "INT4 TP2", "INT8 TP4", "FP8 TP2", "FP8 TP2xPP2", "BF16 TP4"}
-    assert shapes >= {f"{name} of BF16" for name in wanted}
+    kept = ({}, {"weights": "FP8"}, {"weights": "INT8"}, {"weights": "INT4"})
+    shapes = shapes_taken(facts, checkpoint, kept)
+    assert shapes >= {"INT4 TP1", "INT4 TP2", "INT8 TP4", "FP8 TP2", "FP8 TP2xPP2", "BF16 TP4", "INT8 PP2"}
     # 64 columns of an expert on each of four ranks would be half a group.
-    assert ("INT4 TP4 of BF16" in shapes) == (kind == "Mixtral")
+    assert ("INT4 TP4" in shapes) == (kind == "Mixtral")
+
+
+@pytest.mark.parametrize(
+    ("packer", "most"),
+    [
+        (packers.gptq(64, symmetric=False), 4),
+        (packers.float_quantized("channel"), 4),
+        (packers.fp8_blocks(), 2),
+    ],
+    ids=["gptq", "FP8 a row", "FP8 in blocks"],
+)
+def test_every_option_of_a_packed_mixture_is_taken_and_weighs_what_was_planned(
+    packer: packers.Packer, most: int, tmp_path: Path
+) -> None:
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 256, "head_dim": 64}
+    packed_in(packer, tmp_path, "Qwen3Moe", **experts)
+    facts, checkpoint = read_facts(open_source(str(tmp_path))), open_checkpoint(tmp_path)
+    shapes = shapes_taken(facts, checkpoint, ({},))
+    method = packer.config["quant_method"]
+    ranks = [tensor for tensor in (1, 2, 4) if f"{method} TP{tensor}" in shapes]
+    assert ranks == [tensor for tensor in (1, 2, 4) if tensor <= most]
+    assert f"{method} TP2xPP2" in shapes
 
 
 @pytest.mark.parametrize(
