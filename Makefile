@@ -29,7 +29,7 @@ test-unit: setup ## tests that need no cluster
 
 test-cluster: setup ## tests on a real API server, scheduler and kubelet; of the faults, one of each kind
 	@$(PY) -m dev.at_once -m "not thorough" "tests/cluster/faults" \
-		"tests/cluster tests/node tests/charts --ignore=tests/cluster/faults"
+		"tests/cluster --ignore=tests/cluster/faults" "tests/node tests/charts"
 
 N ?= 1
 SEEDS ?= 3
