@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
+from multiprocessing import Pipe
 from pathlib import Path
 
 import httpx
@@ -18,9 +19,11 @@ from tests.unit.worker.test_models import SMALL, configuration
 
 from plimsoll_worker.errors import EngineFailed, RendezvousFailed
 from plimsoll_worker.launch import (
+    DeviceReport,
     ExitCode,
     Launch,
     LayerRange,
+    MeasuredMemory,
     Precision,
     Rendezvous,
     Report,
@@ -29,7 +32,8 @@ from plimsoll_worker.launch import (
 from plimsoll_worker.loading.checkpoint import open_checkpoint
 from plimsoll_worker.loading.weights import load_model
 from plimsoll_worker.memory import CpuMemory
-from plimsoll_worker.parallel.rank_processes import RankProcesses
+from plimsoll_worker.parallel import rank_processes
+from plimsoll_worker.parallel.rank_processes import Questions, RankProcesses
 from plimsoll_worker.settings import LoadFormat
 
 CPU = torch.device("cpu")
@@ -162,3 +166,25 @@ def test_a_rank_that_ends_before_it_comes_is_told(folder: Path, monkeypatch: pyt
     ):
         ranks.gather(CpuMemory())
     assert told == ["rank 1 of tensor parallel 2 ended with exit code 1; what it said last is in the log"]
+
+
+def test_a_late_report_is_not_taken_for_a_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_processes, "REPORT_SECONDS", 0.01)
+    ours, ranks = Pipe()
+    questions = Questions(ours)
+    nothing = MeasuredMemory(**dict.fromkeys(MeasuredMemory.model_fields, 0))
+    answers = [
+        DeviceReport(rank=1, product="CPU", total_bytes=9, used_bytes=used, bytes=nothing) for used in (1, 2)
+    ]
+    assert questions.report() is None
+    assert questions.report() is None, "it owes an answer"
+    ranks.send_bytes(answers[0].to_json().encode())
+    assert questions.report() is None, "of the first question"
+    assert [ranks.recv_bytes() for _ in range(2)] == [rank_processes.REPORT] * 2
+    assert not ranks.poll(), "asked twice, once for each answer"
+    ranks.send_bytes(answers[0].to_json().encode())
+    monkeypatch.setattr(rank_processes, "REPORT_SECONDS", 5)
+    ranks.send_bytes(answers[1].to_json().encode())
+    assert questions.report() == answers[1]
+    ranks.close()
+    assert questions.report() is None

@@ -105,6 +105,28 @@ class RankProcesses:
             self._died(f"rank {rank} of tensor parallel {self._count} {how}; what it said last is in the log")
 
 
+class Questions:
+    """What a rank is asked about its device. One that did not answer in time still owes the answer: it is not
+    asked and waited for again before that has come, and the answer, by then an old one, is not taken."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._owed = False
+
+    def report(self) -> DeviceReport | None:
+        """None where none comes in time, or the rank has ended."""
+        try:
+            if self._owed:
+                if not self._pipe.poll():
+                    return None
+                self._pipe.recv_bytes()
+            self._pipe.send_bytes(REPORT)
+            self._owed = not self._pipe.poll(REPORT_SECONDS)
+            return None if self._owed else DeviceReport.model_validate_json(self._pipe.recv_bytes())
+        except (OSError, EOFError):
+            return None
+
+
 class _RankProcess:
     """One of them."""
 
@@ -112,7 +134,8 @@ class _RankProcess:
         self._rank = rank
         self._ended = ended
         self._orders, orders = Pipe()
-        self._questions, questions = Pipe()
+        asking, questions = Pipe()
+        self._questions = Questions(asking)
         passed = (orders.fileno(), questions.fileno())
         self._process = subprocess.Popen(
             [
@@ -153,13 +176,7 @@ class _RankProcess:
             self._lost(error)
 
     def report(self) -> DeviceReport | None:
-        try:
-            self._questions.send_bytes(REPORT)
-            if not self._questions.poll(REPORT_SECONDS):
-                return None
-            return DeviceReport.model_validate_json(self._questions.recv_bytes())
-        except (OSError, EOFError):
-            return None
+        return self._questions.report()
 
     def wait_for_end(self, seconds: float) -> None:
         """Up to so long, or for good where the thread that says how ends this process."""
