@@ -10,11 +10,12 @@ from collections.abc import Iterator
 import pytest
 from llguidance import LLMatcher
 from tests.unit.worker.decoding import paged
+from tests.unit.worker.processes import wait_for
 from tests.unit.worker.test_models import opened, saved
 
 from plimsoll_worker.engine.block_pool import BlockPool
 from plimsoll_worker.engine.engine import Engine
-from plimsoll_worker.engine.guide import GrammarFailed, Grammars
+from plimsoll_worker.engine.guide import GrammarFailed, Grammars, Guide
 from plimsoll_worker.engine.model_runner import ModelRunner
 from plimsoll_worker.engine.scheduler import Scheduler
 from plimsoll_worker.engine.sequence import FinishReason, SamplingParams, Sequence, TokenEvent
@@ -190,6 +191,40 @@ def test_what_is_aborted_while_its_grammar_is_read_leaves_nothing(answers: Answe
     assert listener.finish is FinishReason.ABORTED
     assert json.loads(stays.text)
     assert answers.scheduler.pool.used == 0
+
+
+def test_a_grammar_whose_answer_is_gone_holds_up_nobody(
+    runner: ModelRunner, model: Decoder, tokenizer: Tokenizer
+) -> None:
+    compiled = []
+
+    class Noting(Grammars):
+        def guide(self, grammar: str) -> Guide:
+            def note() -> LLMatcher:
+                compiled.append(grammar)
+                return self._matcher(grammar)
+
+            return Guide(note)
+
+    def hold() -> LLMatcher:
+        assert go_on.wait(60)
+        raise GrammarFailed("it held up the others")
+
+    grammars = Noting(tokenizer, vocabulary=model.config.vocab_size, eos=model.config.eos_token_ids)
+    answers, go_on = Answers(runner, grammars, tokenizer, ahead=0), threading.Event()
+    held = grammars.begin(Guide(hold))
+    gone = answers.ask("A person: ", "gone", grammar=grammar({"type": "boolean"}))
+    stays = answers.ask("A person: ", "stays", grammar=grammar(PERSON))
+    answers.engine.abort("gone")
+    settling = threading.Thread(target=answers.engine.settle)
+    settling.start()
+    wait_for(lambda: bool(gone.events), 60, "it is aborted")
+    go_on.set()
+    settling.join(60)
+    assert held.result() == [None]
+    assert gone.finish is FinishReason.ABORTED
+    assert json.loads(stays.text)
+    assert compiled == [grammar(PERSON)]
 
 
 def test_an_engine_that_waits_for_a_grammar_alone_sleeps_and_is_woken(answers: Answers) -> None:

@@ -266,6 +266,8 @@ class Engine:
     def _forget(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
         del self._sequences[sequence.id]
+        if sequence.guide is not None:
+            sequence.guide.give_up()
         with self._live_lock:
             self._live -= 1
         assert self._sequences or not self._scheduler.pool.used, "blocks are held while nothing runs"

@@ -41,10 +41,18 @@ class Guide:
     def __init__(self, compile_: Callable[[], LLMatcher]) -> None:
         self._compile = compile_
         self._matcher: LLMatcher | None = None
+        self._given_up = False
+
+    def give_up(self) -> None:
+        """Nobody waits for this answer any more: a grammar that was not compiled yet need not be, and those
+        behind it come sooner. From any thread."""
+        self._given_up = True
 
     def follow(self, tokens: Ordered[int] = ()) -> Allowed:
         """What may come behind `tokens`, which follow those of the calls before. Raises GrammarFailed."""
         if self._matcher is None:
+            if self._given_up:
+                raise GrammarFailed("its answer is waited for no more")
             self._matcher = self._compile()
         for token in tokens:
             self._matcher.consume_token(token)
