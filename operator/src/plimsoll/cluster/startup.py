@@ -16,9 +16,9 @@ from plimsoll_worker.launch import StartupTime as WorkerTime
 
 
 def startup(observed: Observed, plan: PlanStatus | None) -> list[StartupTime]:
-    """Of the youngest replica of the plan; what was told before, while none has come since, or it
-    has not been read since the operator started. A container that
-    restarted in place has no image to wait for, so its pod tells nothing new."""
+    """Of the youngest replica of the plan; what was told before, while none has come since, or it has not
+    been read since the operator started. A container that restarted in place has no image to wait for, so its
+    pod tells nothing new."""
     fresh = [
         pod
         for pod in observed.worker_pods

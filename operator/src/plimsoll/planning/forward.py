@@ -14,7 +14,7 @@ from plimsoll.sizing import kv_cache as kv
 from plimsoll.sizing import weights as held
 from plimsoll.sizing.configuration import Configuration
 from plimsoll.sizing.parallel import rank_share
-from plimsoll.sizing.quantized import GATED, SHARED_WIDTHS
+from plimsoll.sizing.quantized import GATED, SHARED_WIDTHS, widths_of
 
 _NOT_MULTIPLIED = frozenset({Role.NORM, Role.EXPERT})
 """Norms are read and hardly computed; experts are counted by what a token passes."""
@@ -133,5 +133,5 @@ def _experts(layer: LayerClass) -> bool:
 def _routed_elements(facts: ModelFacts) -> int:
     """Elements of the routed experts of one layer that one token passes. Shared experts are part of
     `expert_width`, and are counted with the dense matrices."""
-    shared = next((divisor.count for divisor in facts.divisors if divisor.what in SHARED_WIDTHS), 0)
+    shared = sum(widths_of(facts, *SHARED_WIDTHS))
     return GATED * facts.hidden * max(0, facts.expert_width - shared)
